@@ -1,0 +1,154 @@
+"""The two forms an artifact has on disk, a folder and an uncompressed zip, behind one small interface.
+
+Both refuse whatever could make a path mean another file than it says: links, repeated members, compression, encryption.
+A zip is read where it lies: nothing is unpacked, and no member is held in memory unless asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from edgeff.atomic import error_text
+from edgeff.errors import ArtifactError
+from edgeff.json_node import is_contained_path, shown
+
+_ENCRYPTED_FLAG = 0x1
+_COPY_HINT = "copy the artifact again, or export the model again"
+_ZIP_HINT = "make it with `edgeff export --out NAME.zip`, or pack the folder's files with `zip -0 -X -D -r`"
+
+
+class Container(Protocol):
+    """Files by their path inside the artifact."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file there is.
+
+        Raises:
+            ArtifactError: Something is there that an artifact may not hold.
+        """
+
+    def open(self, file: str) -> AbstractContextManager[IO[bytes]]:
+        """A seekable stream of a file's bytes.
+
+        Raises:
+            ArtifactError: The file cannot be read.
+        """
+
+    def path_of(self, file: str) -> Path | None:
+        """Where the file lies on disk by itself; None in a zip."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An artifact as a folder of files."""
+
+    path: Path
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file under the folder; links and special files are refused."""
+        try:
+            return dict(self._walk(self.path, ""))
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            file = prefix + entry.name
+            if entry.is_symlink():
+                raise ArtifactError(
+                    f"`{self.path}` holds the link {shown(file)}", hint="an artifact holds files, not links to files"
+                )
+            if entry.is_dir():
+                yield from self._walk(folder / entry.name, f"{file}/")
+            elif entry.is_file():
+                yield file, entry.stat().st_size
+            else:
+                raise ArtifactError(f"`{self.path}` holds {shown(file)}, which is no file", hint=_COPY_HINT)
+
+    @contextmanager
+    def open(self, file: str) -> Iterator[IO[bytes]]:
+        """A stream of the file's bytes."""
+        path = self.path_of(file)
+        try:
+            # A link that took a file's place since `sizes` looked must not be followed.
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+            with open(handle, "rb") as stream:
+                yield stream
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def path_of(self, file: str) -> Path:
+        """Where the file lies."""
+        return self.path.joinpath(*file.split("/"))
+
+
+@dataclass(frozen=True)
+class Zip:
+    """An artifact as one zip whose members are stored as they are."""
+
+    path: Path
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every member; whatever is not a plain stored file is refused."""
+        with self._reading() as archive:
+            members = archive.infolist()
+        found: dict[str, int] = {}
+        for member in members:
+            _check_member(self.path, member)
+            if member.filename in found:
+                raise ArtifactError(f"`{self.path}` holds `{member.filename}` twice", hint=_ZIP_HINT)
+            found[member.filename] = member.file_size
+        return found
+
+    @contextmanager
+    def open(self, file: str) -> Iterator[IO[bytes]]:
+        """A stream of the member's bytes."""
+        with self._reading() as archive:
+            try:
+                stream = archive.open(file)
+            except KeyError as error:
+                raise ArtifactError(f"`{self.path}` has no `{file}`", hint=_COPY_HINT) from error
+            with stream:
+                yield stream
+
+    def path_of(self, file: str) -> None:
+        """None: a member has no path of its own."""
+        del file
+
+    @contextmanager
+    def _reading(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                yield archive
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ArtifactError(f"`{self.path}` is a damaged zip: {error}", hint=_COPY_HINT) from error
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+
+def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
+    # zipfile cuts a name at its first NUL, so what it shows may not be what other tools see.
+    if member.filename != member.orig_filename or not is_contained_path(member.filename):
+        raise ArtifactError(
+            f"`{path}` holds {shown(member.orig_filename)}, which is no relative path inside the artifact",
+            hint=_ZIP_HINT,
+        )
+    if member.flag_bits & _ENCRYPTED_FLAG:
+        raise ArtifactError(f"`{path}` holds `{member.filename}` encrypted", hint=_ZIP_HINT)
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        raise ArtifactError(f"`{path}` holds `{member.filename}` compressed", hint=_ZIP_HINT)
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise ArtifactError(
+            f"`{path}` holds the link `{member.filename}`", hint="an artifact holds files, not links to files"
+        )
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"cannot read `{path}`: {error_text(error)}", hint=_COPY_HINT)

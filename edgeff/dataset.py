@@ -1,0 +1,122 @@
+"""What a data set is: rows, labels, and what is known about where the rows come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeff.errors import DataError
+from edgeff.manifest import TensorSpec
+from edgeff.rows import Array, Rows, is_row_dtype, row_blocks, row_index, select_rows
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled rows.
+
+    Attributes:
+        name: For messages and reports.
+        x: The rows, (rows, ...); read when asked for.
+        y: Labels, int64 (rows,), 0..K-1.
+        classes: K names in the order of the labels; empty when unknown.
+        groups: Who or what a row comes from (person, speaker), int64 (rows,); None when unknown.
+        sequence: The recording a row was cut from, int64 (rows,); None when the rows are independent. Rows of one
+            recording are in time order and may overlap.
+        span: First sample and the one after the last of each row in its recording, int64 (rows, 2); None when unknown,
+            and then each row is taken to overlap its neighbours in the recording by up to a half.
+    """
+
+    name: str
+    x: Rows
+    y: Numbers
+    classes: tuple[str, ...] = ()
+    groups: Numbers | None = None
+    sequence: Numbers | None = None
+    span: Numbers | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def input(self) -> TensorSpec:
+        """One raw row, named `x`."""
+        return TensorSpec("x", tuple(self.x.shape[1:]), self.x.dtype.name)
+
+    def select(self, index: Array, *, name: str = "") -> Dataset:
+        """The rows of the given numbers, in that order; nothing is read.
+
+        Args:
+            index: Row numbers, or a boolean mask.
+            name: Of the selection; empty keeps the name.
+        """
+        numbers = row_index(index, len(self))
+        return replace(
+            self,
+            name=name or self.name,
+            x=select_rows(self.x, numbers),
+            y=self.y[numbers],
+            groups=None if self.groups is None else self.groups[numbers],
+            sequence=None if self.sequence is None else self.sequence[numbers],
+            span=None if self.span is None else self.span[numbers],
+        )
+
+    def check(self) -> Dataset:
+        """The data set itself, once its parts fit together. Reads no rows.
+
+        Raises:
+            DataError: No rows, a dtype that rows cannot have, lengths that differ, or labels outside 0..K-1.
+        """
+        if not len(self) or 0 in self.x.shape:
+            raise DataError(f"`{self.name}` has no rows: shape {tuple(self.x.shape)} with {len(self):,} labels")
+        if not is_row_dtype(self.x.dtype):
+            raise DataError(f"`{self.name}` has rows of dtype {self.x.dtype.name}, needed numbers")
+        for part, values in (("labels", self.y), ("groups", self.groups), ("sequence", self.sequence)):
+            if values is not None:
+                self._check_numbers(part, values, ())
+        if self.span is not None:
+            self._check_numbers("span", self.span, (2,))
+        self._check_labels()
+        return self
+
+    def _check_numbers(self, part: str, values: Numbers, rest: tuple[int, ...]) -> None:
+        needed = (len(self.x), *rest)
+        if values.shape != needed or values.dtype != np.int64:
+            raise DataError(
+                f"`{self.name}` has {part} of shape {values.shape} and dtype {values.dtype.name}, "
+                f"needed {needed} and int64: one for each row"
+            )
+
+    def _check_labels(self) -> None:
+        past = len(self.classes) or np.iinfo(np.int64).max
+        wrong = np.flatnonzero((self.y < 0) | (self.y >= past))
+        if len(wrong):
+            needed = f"0..{past - 1}" if self.classes else "0 or more"
+            raise DataError(
+                f"`{self.name}` has label {self.y[wrong[0]]} in row {wrong[0]}, needed {needed}",
+                hint="labels count from 0 in the order of the class names",
+            )
+
+    def check_values(self) -> Dataset:
+        """The data set itself, once every value of float rows was read and found to be a finite number.
+
+        Raises:
+            DataError: NaN or Inf, by row number.
+        """
+        if self.x.dtype.kind == "f":
+            for first, block in row_blocks(self.x):
+                wrong = non_finite_rows(block)
+                if len(wrong):
+                    raise DataError(
+                        f"`{self.name}` has NaN or Inf in row {first + int(wrong[0])}",
+                        hint="leave such rows out, or fill the values in, before you give the data to edgeff",
+                    )
+        return self
+
+
+def non_finite_rows(x: Array) -> Numbers:
+    """Numbers of the rows that hold NaN or Inf."""
+    return np.flatnonzero(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))

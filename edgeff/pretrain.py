@@ -1,0 +1,280 @@
+"""Pretraining on a workstation: every block by its own loss, or, as a baseline, the whole network by one.
+
+The loop is short on purpose and reads top to bottom. A run is repeatable bit for bit on a CPU: every random draw of an
+epoch comes from (seed, epoch), so a run that is resumed after an epoch ends as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeff.errors import RunError
+from edgeff.feed import Feed, batches_count, check_fit
+from edgeff.fusion import LogProbabilitySum
+from edgeff.learner import Evaluation, Learner, evaluate, learn_batch
+from edgeff.model import LocalNetwork
+from edgeff.pretrain_settings import PretrainSettings
+from edgeff.run_folder import EpochMetrics, RunFolder
+
+if TYPE_CHECKING:
+    from edgeff.data import Dataset
+    from edgeff.preprocess import Preprocessing
+
+__all__ = [
+    "EpochMetrics",
+    "Evaluation",
+    "PretrainProgress",
+    "PretrainResult",
+    "PretrainSettings",
+    "evaluate_network",
+    "pretrain",
+]
+
+
+@dataclass(frozen=True)
+class PretrainProgress:
+    """A report during a run, after every step and after every epoch.
+
+    Attributes:
+        epoch: From 1.
+        step: From 1, over the whole run.
+        steps: Of the whole run.
+        losses: Mean loss by block: of the step's batch, or of the epoch.
+        rows_per_s: Rows trained per second since the epoch began.
+        metrics: After an epoch, what was measured on validation data; else None.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    rows_per_s: float
+    metrics: EpochMetrics | None = None
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run ends with.
+
+    Attributes:
+        network: With the weights and the fusion of the best epoch, on the CPU, in evaluation mode.
+        history: One entry per epoch.
+        best_epoch: Highest validation accuracy; of equal ones the lowest validation loss.
+    """
+
+    network: LocalNetwork
+    history: tuple[EpochMetrics, ...]
+    best_epoch: int
+
+    @property
+    def best(self) -> EpochMetrics:
+        """Metrics of the best epoch."""
+        return self.history[self.best_epoch - 1]
+
+
+@dataclass
+class _Run:
+    """What changes from epoch to epoch."""
+
+    network: LocalNetwork
+    learners: list[Learner]
+    history: list[EpochMetrics] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values, for `torch.load(..., weights_only=True)`."""
+        return {
+            "weights": _on_cpu(self.network.tensors()),
+            "optimizers": [learner.state_dict() for learner in self.learners],
+            "history": [metrics.as_dict() for metrics in self.history],
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+        }
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take up where a checkpoint was made."""
+        self.network.load_tensors(checkpoint["weights"])
+        for learner, state in zip(self.learners, checkpoint["optimizers"], strict=True):
+            learner.load_state_dict(state)
+        self.history = [EpochMetrics.from_dict(values) for values in checkpoint["history"]]
+        self.best_epoch = checkpoint["best_epoch"]
+        self.best = checkpoint["best"]
+
+    def finish_epoch(self, metrics: EpochMetrics) -> bool:
+        """Note an epoch; whether it is the best so far."""
+        self.history.append(metrics)
+        better = not self.best_epoch or _merit(metrics) > _merit(self.history[self.best_epoch - 1])
+        if better:
+            self.best_epoch, self.best = metrics.epoch, _on_cpu(self.network.tensors())
+        return better
+
+
+def pretrain(
+    network: LocalNetwork,
+    train: Dataset,
+    validation: Dataset,
+    preprocessing: Preprocessing,
+    settings: PretrainSettings,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[PretrainProgress], None] | None = None,
+) -> PretrainResult:
+    """Train a copy of a network and keep the weights that do best on validation data.
+
+    Args:
+        network: Left as it is.
+        train: Raw rows to learn from.
+        validation: Raw rows to choose the epoch, and the readouts of the prediction, on; never the test rows.
+        preprocessing: From raw rows to the network's input.
+        settings: Of the run; `mode` may regroup the network.
+        out: Run folder, written after every epoch; None for none. See `edgeff.run_folder`.
+        resume: Go on with the run in `out`, if there is one.
+        progress: Called after every step and every epoch.
+
+    Raises:
+        ModelError: Network, preprocessing and settings do not fit one another.
+        DataError: Data do not fit the network, or a data set has no rows.
+        RunError: A loss that is not finite; a run folder that cannot be used; CUDA is asked for and missing.
+    """
+    check_fit(network, preprocessing, train, validation)
+    device = _device(settings)
+    prepared = settings.prepare(network).to(device)
+    feeds = (
+        Feed(train, preprocessing, device=device, augment=settings.augment),
+        Feed(validation, preprocessing, device=device),
+    )
+    steps = settings.epochs * batches_count(len(feeds[0]), settings.batch_size)
+    run = _Run(prepared, [Learner(block, settings, steps=steps) for block in prepared.sequence])
+    folder = None
+    if out is not None:
+        folder = RunFolder(out, network, prepared, settings, preprocessing, train, validation)
+        checkpoint = folder.open(resume=resume)
+        if checkpoint is not None:
+            run.restore(checkpoint)
+    with _threads(settings.threads):
+        for epoch in range(len(run.history) + 1, settings.epochs + 1):
+            metrics = _epoch(run, feeds, settings, epoch, progress or _ignore)
+            better = run.finish_epoch(metrics)
+            if folder is not None:
+                folder.save(run.checkpoint(), better=better)
+    return _result(run)
+
+
+def _epoch(
+    run: _Run,
+    feeds: tuple[Feed, Feed],
+    settings: PretrainSettings,
+    epoch: int,
+    progress: Callable[[PretrainProgress], None],
+) -> EpochMetrics:
+    """Train on all rows once, then measure on the validation rows."""
+    train, validation = feeds
+    per_epoch = batches_count(len(train), settings.batch_size)
+    steps, first = settings.epochs * per_epoch, (epoch - 1) * per_epoch
+    sums = dict.fromkeys((learner.block.name for learner in run.learners), 0.0)
+    rows, began = 0, time.perf_counter()
+    run.network.train()
+    with _seeded(settings, epoch):
+        rng = np.random.default_rng([settings.seed, epoch])
+        for step, (x, y) in enumerate(train.epoch(settings.batch_size, rng), start=first + 1):
+            losses = _finite(learn_batch(run.learners, x, y, step=step), epoch, step)
+            rows += len(y)
+            sums = {name: total + losses[name] * len(y) for name, total in sums.items()}
+            progress(PretrainProgress(epoch, step, steps, losses, rows / (time.perf_counter() - began)))
+    rows_per_s = rows / (time.perf_counter() - began)
+    measured = evaluate(run.network, validation.in_order(), choose=settings.choose_fusion)
+    means = {name: total / rows for name, total in sums.items()}
+    metrics = EpochMetrics(epoch, means, measured)
+    progress(PretrainProgress(epoch, first + per_epoch, steps, means, rows_per_s, metrics))
+    return metrics
+
+
+def _finite(losses: Mapping[str, Tensor], epoch: int, step: int) -> dict[str, float]:
+    # One transfer for all blocks: on a GPU each would wait for the device.
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise RunError(
+                f"the loss of block `{name}` is {value} at step {step} (epoch {epoch})",
+                hint="lower the learning rate, set a gradient clip, or look for rows that are not finite",
+            )
+    return values
+
+
+def _merit(metrics: EpochMetrics) -> tuple[float, float]:
+    return metrics.validation.accuracy, -metrics.validation.loss
+
+
+def _result(run: _Run) -> PretrainResult:
+    network = run.network.cpu().eval()
+    network.load_tensors(run.best)
+    network.fuse_readouts(LogProbabilitySum(run.history[run.best_epoch - 1].validation.readout_weights))
+    return PretrainResult(network, tuple(run.history), run.best_epoch)
+
+
+def evaluate_network(
+    network: LocalNetwork, dataset: Dataset, preprocessing: Preprocessing, *, device: str = "cpu", choose: bool = False
+) -> Evaluation:
+    """Accuracy and loss of a network on a data set; the network ends on `device`, in evaluation mode.
+
+    Args:
+        network: Its fusion weights are set where `choose`.
+        dataset: Raw rows with labels.
+        preprocessing: From raw rows to the network's input.
+        device: `cpu` or `cuda`.
+        choose: Choose the readouts of the prediction on these rows; for validation data only.
+
+    Raises:
+        ModelError: Network and preprocessing do not fit.
+        DataError: The data do not fit the network, or there are no rows.
+    """
+    check_fit(network, preprocessing, dataset)
+    feed = Feed(dataset, preprocessing, device=torch.device(device))
+    return evaluate(network.to(device), feed.in_order(), choose=choose)
+
+
+def _ignore(progress: PretrainProgress) -> None:
+    del progress
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies: a tensor that is on the CPU already would go on changing."""
+    return {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+
+
+def _device(settings: PretrainSettings) -> torch.device:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("device `cuda` is asked for, and torch finds none", hint="use device `cpu`")
+    return torch.device(settings.device)
+
+
+@contextmanager
+def _seeded(settings: PretrainSettings, epoch: int) -> Iterator[None]:
+    """Torch's generators (dropout) seeded from (seed, epoch) inside, and as they were afterwards."""
+    devices = [torch.cuda.current_device()] if settings.device == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
+        yield
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """Torch's threads inside, and what they were afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,146 @@
+"""What a pretraining run is told: frozen, JSON-able, checked when it is made."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from edgeff.errors import ModelError
+from edgeff.goodness import CrossEntropyObjective
+from edgeff.manifest import OptimizerSpec
+from edgeff.model import Layers, LocalNetwork, Losses
+from edgeff.optimizer import optimizer_spec
+
+Mode = Literal["local", "bp", "bp-deepsup"]
+Augment = Literal["none", "shift", "shift-flip", "signal"]
+Schedule = Literal["cosine", "constant"]
+Device = Literal["cpu", "cuda"]
+Kind = Literal["adamw", "sgd"]
+
+# Share of all steps over which the learning rate rises linearly: AdamW's second moment is a guess in its first steps.
+WARM_UP = 0.05
+_REGROUPED: Mapping[str, tuple[Layers, Losses]] = {"bp": ("whole", "last"), "bp-deepsup": ("whole", "all")}
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Settings of a run.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        batch_size: Rows of a step, at most: an epoch is cut into batches whose sizes differ by at most one.
+        optimizer: `adamw` or `sgd`, with the formulas of `edgeff.optimizer`; one per block.
+        learning_rate: Highest of the schedule.
+        weight_decay: Decoupled for `adamw`, L2 for `sgd`.
+        momentum: Of `sgd`.
+        schedule: `cosine` (to 0 at the end) or `constant`, after a linear warm-up over the first 5 % of the steps.
+        seed: Of order, augmentation and dropout.
+        device: `cpu`, where a run is repeatable bit for bit, or `cuda`.
+        mixed_precision: bfloat16 autocast; only on `cuda`.
+        mode: `local`: the network's own blocks. `bp`: the network as one block with the last loss, which is
+            back-propagation. `bp-deepsup`: as one block with all the local losses summed.
+        augment: `none`; `shift` or `shift-flip` for images; `signal` for inertial and other signals.
+        gradient_clip: Largest norm of a block's gradient; 0 for no limit.
+        label_smoothing: Given to every block's cross-entropy; None leaves the blocks' own.
+        choose_fusion: Choose on validation data which readouts make the prediction; otherwise the network's own.
+        replay_rows: Training rows that are kept in the run folder, to be used on the device against forgetting.
+        threads: Of torch on the CPU; None leaves them.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: Kind = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: Schedule = "cosine"
+    seed: int = 0
+    device: Device = "cpu"
+    mixed_precision: bool = False
+    mode: Mode = "local"
+    augment: Augment = "none"
+    gradient_clip: float = 0.0
+    label_smoothing: float | None = None
+    choose_fusion: bool = True
+    replay_rows: int = 256
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            _need(getattr(self, name) in choices, name, " or ".join(f"`{one}`" for one in choices), getattr(self, name))
+        for name in ("epochs", "batch_size"):
+            _need(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("weight_decay", "gradient_clip", "replay_rows", "seed"):
+            _need(0 <= getattr(self, name) < math.inf, name, "at least 0", getattr(self, name))
+        _need(0.0 < self.learning_rate < math.inf, "learning_rate", "above 0", self.learning_rate)
+        _need(0.0 <= self.momentum < 1.0, "momentum", "in [0, 1)", self.momentum)
+        _need(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
+        if self.label_smoothing is not None:
+            CrossEntropyObjective(self.label_smoothing)
+        if self.mixed_precision and self.device != "cuda":
+            raise ModelError("mixed precision needs device `cuda`", hint="leave it out on a CPU")
+
+    def optimizer_spec(self) -> OptimizerSpec:
+        """The optimiser as `edgeff.optimizer` and the manifest know it."""
+        if self.optimizer == "sgd":
+            return optimizer_spec("sgd", momentum=self.momentum, weight_decay=self.weight_decay)
+        return optimizer_spec("adamw", weight_decay=self.weight_decay)
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of one of `steps` steps, which count from 1.
+
+        >>> settings = PretrainSettings(learning_rate=1.0)
+        >>> [round(settings.learning_rate_at(step, 100), 3) for step in (1, 5, 6, 53, 100)]
+        [0.2, 1.0, 1.0, 0.508, 0.0]
+        """
+        warm_up = math.floor(steps * WARM_UP)
+        if step <= warm_up:
+            return self.learning_rate * step / warm_up
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - warm_up - 1) / (steps - warm_up)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def prepare(self, network: LocalNetwork) -> LocalNetwork:
+        """A copy of the network as the settings want it trained: regrouped by `mode`, with their label smoothing."""
+        prepared = network.regroup(*_REGROUPED[self.mode]) if self.mode in _REGROUPED else copy.deepcopy(network)
+        prepared.source = network.source
+        if self.label_smoothing is not None:
+            for block in prepared.sequence:
+                for leaf in block.leaves():
+                    if isinstance(leaf.objective, CrossEntropyObjective):
+                        leaf.objective = CrossEntropyObjective(self.label_smoothing)
+        return prepared
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PretrainSettings:
+        """From `as_dict`.
+
+        Raises:
+            ModelError: An unknown setting, or a value out of range.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ModelError(f"unknown pretraining setting `{unknown[0]}`")
+        return cls(**values)
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "optimizer": get_args(Kind),
+    "schedule": get_args(Schedule),
+    "device": get_args(Device),
+    "mode": get_args(Mode),
+    "augment": get_args(Augment),
+}
+
+
+def _need(held: bool, name: str, needed: str, got: object) -> None:
+    if not held:
+        raise ModelError(f"pretraining setting `{name}` must be {needed}, got `{got}`")

@@ -1,0 +1,263 @@
+"""What the exporter guarantees, measured before anything is written.
+
+Every graph runs on onnxruntime as the device will run it, new values bound over the old ones, and is compared with torch
+autograd and the optimiser's formula at two batch sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from edgeff.errors import EngineError, ExportError
+from edgeff.export.dropout import seeded_dropout
+from edgeff.export.graphs import BlockGraphs
+from edgeff.export.inplace import in_place_pairs
+from edgeff.export.ir import IR_VERSION, OPSET
+from edgeff.export.tracing import gradients_function
+from edgeff.manifest import GraphKind, OptimizerSpec
+from edgeff.optimizer import optimizer, rates, slots
+
+TOLERANCE = 1e-5  # of float32 sums in another order, relative to the tensor's largest absolute value
+MICRO_BATCHES = (3, 8)
+_LEARNING_RATE, _STEP = 1e-2, 5
+# A value within rounding of a kink (a ReLU at 0, two equal maxima) may fall to either side: then another draw decides.
+_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One random state of a block and what torch makes of it.
+
+    Attributes:
+        feeds: Every graph input by name.
+        expected: Every graph output by kind, then name.
+    """
+
+    feeds: Mapping[str, np.ndarray]
+    expected: Mapping[GraphKind, Mapping[str, np.ndarray]]
+
+
+def check_block(
+    block: nn.Module,
+    graphs: BlockGraphs,
+    *,
+    spec: OptimizerSpec,
+    input_dtype: str,
+    classes: int,
+    seed: int = 0,
+    micro_batches: Sequence[int] = MICRO_BATCHES,
+) -> float:
+    """Compare a block's graphs with torch.
+
+    Returns:
+        The largest error found, each tensor's relative to its largest absolute value.
+
+    Raises:
+        ExportError: An operator outside the standard, or an error above `TOLERANCE`; names block, graph and tensor.
+        EngineError: No onnxruntime is installed.
+    """
+    name = str(block.name)
+    for kind, model in graphs.models.items():
+        check_standard(model, block=name, kind=kind)
+    runs = {kind: session(model) for kind, model in graphs.models.items()}
+    worst = 0.0
+    for rows in micro_batches:
+        for draw in range(_DRAWS):
+            trial = make_trial(block, graphs, spec, input_dtype, classes, rows, seed + draw)
+            error, where = _largest_error(graphs, runs, trial)
+            if error <= TOLERANCE:
+                break
+        else:
+            raise ExportError(
+                f"block `{name}`: {where} differs from torch by {error:.1e}, allowed {TOLERANCE:.0e}",
+                hint="a forward that depends on the other rows of its batch, or on random numbers, cannot be exported",
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def check_standard(model: onnx.ModelProto, *, block: str, kind: str) -> None:
+    """Refuse anything but standard operators of the chosen opset.
+
+    Raises:
+        ExportError: Names block, graph and operator.
+    """
+    foreign = [node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")]
+    versions = {(entry.domain, entry.version) for entry in model.opset_import}
+    if foreign or versions != {("", OPSET)} or model.ir_version != IR_VERSION:
+        raise ExportError(f"block `{block}`: graph `{kind}` is not plain ONNX: {foreign or versions}")
+
+
+def session(model: onnx.ModelProto | bytes) -> Any:
+    """An onnxruntime session on one thread, quiet.
+
+    Raises:
+        EngineError: No onnxruntime is installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "no onnxruntime is installed", hint='run `pip install "edgeff[workstation]"`'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def make_trial(
+    block: nn.Module,
+    graphs: BlockGraphs,
+    spec: OptimizerSpec,
+    input_dtype: str,
+    classes: int,
+    rows: int,
+    seed: int,
+) -> Trial:
+    """Draw a state and let torch compute what every graph should give.
+
+    Optimiser state and gradients are drawn away from zero: from a state of zero, AdamW's first step is the gradient's sign,
+    which rounding decides for entries near zero.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    x = _random_rows(block, input_dtype, rows, draw)
+    y = torch.randint(0, classes, (rows,), generator=draw)
+    row_weight = (torch.rand(rows, generator=draw) + 0.5) / rows
+    parameters = {name: t + 0.02 * _like(t, draw) for name, t in graphs.parameters.items()}
+    state = {
+        name: {slot: _like(t, draw).square() * 0.1 + 0.01 for slot in slots(spec)} for name, t in parameters.items()
+    }
+    sums = {name: _like(t, draw) for name, t in parameters.items()}
+    scalars = rates(spec, _LEARNING_RATE, _STEP)
+    seed_input = torch.tensor(seed + 11, dtype=torch.int64)
+    buffers = dict(graphs.buffers) | {n: b.detach() for n, b in block.named_buffers() if n not in graphs.buffers}
+    trained = _reference(block, parameters, buffers, x, y, row_weight, seed_input, graphs)
+    gradients = {name: trained[f"gradient.{name}"] for name in parameters}
+    plain = _reference(block, parameters, buffers, x, y, row_weight, None, graphs)
+    feeds = {
+        **{"x": x, "y": y, "row_weight": row_weight, "seed": seed_input},
+        **{f"rate.{name}": torch.tensor(value) for name, value in scalars.items()},
+        **{f"parameter.{name}": value for name, value in parameters.items()},
+        **{f"buffer.{name}": value for name, value in graphs.buffers.items()},
+        **{f"gradient.{name}": value for name, value in sums.items()},
+        **{f"state.{slot}.{name}": value for name, slots_ in state.items() for slot, value in slots_.items()},
+    }
+    outputs: dict[GraphKind, dict[str, torch.Tensor]] = {
+        "step": {**trained, **_updated(spec, parameters, gradients, state, scalars)},
+        "accumulate": {**trained, **{f"new.gradient.{n}": sums[n] + g for n, g in gradients.items()}},
+        "apply": _updated(spec, parameters, sums, state, scalars),
+        "forward": plain,
+    }
+    return Trial(
+        feeds={name: _array(value) for name, value in feeds.items()},
+        expected={kind: {n: _array(v) for n, v in found.items()} for kind, found in outputs.items()},
+    )
+
+
+def _reference(
+    block: nn.Module,
+    parameters: Mapping[str, torch.Tensor],
+    buffers: Mapping[str, torch.Tensor],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    row_weight: torch.Tensor,
+    seed: torch.Tensor | None,
+    graphs: BlockGraphs,
+) -> dict[str, torch.Tensor]:
+    seeded = seed is not None and any(value.name == "seed" for value in graphs.models["step"].graph.input)
+    training = block.training
+    block.eval()
+    try:
+        if seeded and seed is not None:
+            with seeded_dropout(block, seed):
+                return gradients_function(block)(parameters, buffers, x, y, row_weight)
+        return gradients_function(block)(parameters, buffers, x, y, row_weight)
+    finally:
+        block.train(training)
+
+
+def _updated(
+    spec: OptimizerSpec,
+    parameters: Mapping[str, torch.Tensor],
+    gradients: Mapping[str, torch.Tensor],
+    state: Mapping[str, Mapping[str, torch.Tensor]],
+    scalars: Mapping[str, float],
+) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        new, new_state = optimizer(spec).update(parameter, gradients[name], state[name], scalars, spec.settings)
+        found[f"new.parameter.{name}"] = new
+        found |= {f"new.state.{slot}.{name}": value for slot, value in new_state.items()}
+    return found
+
+
+def run_in_place(model: onnx.ModelProto, run: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a graph as the device does: each `new.X` is bound to the buffer of `X`.
+
+    Returns:
+        All outputs by name.
+    """
+    from onnxruntime import OrtValue
+
+    values = {
+        value.name: OrtValue.ortvalue_from_numpy(feeds[value.name].copy()) for value in model.graph.input
+    }
+    renewed = {target: source for source, target in in_place_pairs(model)}
+    binding = run.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    outputs = [value.name for value in model.graph.output]
+    for name in outputs:
+        if name in renewed:
+            binding.bind_ortvalue_output(name, values[renewed[name]])
+        else:
+            binding.bind_output(name, "cpu")
+    run.run_with_iobinding(binding)
+    return dict(zip(outputs, (value.numpy().copy() for value in binding.get_outputs()), strict=True))
+
+
+def _largest_error(graphs: BlockGraphs, runs: Mapping[GraphKind, Any], trial: Trial) -> tuple[float, str]:
+    worst, where = 0.0, ""
+    for kind, model in graphs.models.items():
+        for name, found in run_in_place(model, runs[kind], trial.feeds).items():
+            error = relative_error(found, trial.expected[kind][name])
+            if not error <= worst:  # also true for NaN
+                worst, where = error, f"output `{name}` of graph `{kind}`"
+    return worst, where
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest absolute value expected; infinite where either is not finite.
+
+    >>> relative_error(np.array([1.0, 2.0]), np.array([1.0, 2.5]))
+    0.2
+    """
+    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return float("inf")
+    difference = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
+    return float(difference / max(np.abs(expected).max(initial=0.0), 1e-6))
+
+
+def _random_rows(block: nn.Module, input_dtype: str, rows: int, draw: torch.Generator) -> torch.Tensor:
+    shape = (rows, *block.input_shape)  # type: ignore[misc]
+    if input_dtype == "int64":
+        known = [module.num_embeddings for module in block.modules() if isinstance(module, nn.Embedding)]
+        return torch.randint(0, min(known, default=2), shape, generator=draw)
+    return torch.randn(shape, generator=draw)
+
+
+def _like(tensor: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    return torch.randn(tensor.shape, generator=draw)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()

@@ -1,0 +1,147 @@
+"""Proof that a weight and its new value may share one buffer.
+
+onnxruntime may run nodes in any order that respects data dependencies. Sharing is safe exactly when every node that reads the
+old value is an ancestor of the node that writes the new one, or is that node itself and works element by element. Where a
+reader is not an ancestor, a dependency without a value is added, so that the proof holds for every order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edgeff.errors import ExportError
+
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Identity"})
+# Their result may be the operand's own buffer, so whoever reads it reads the operand.
+VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+
+
+def in_place_pairs(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """`(X, new.X)` of every output that renews an input."""
+    inputs = {value.name for value in model.graph.input}
+    outputs = [value.name for value in model.graph.output]
+    return [(name.removeprefix("new."), name) for name in outputs if name.removeprefix("new.") in inputs]
+
+
+def unsafe_readers(model: onnx.ModelProto, source: str, target: str) -> list[onnx.NodeProto]:
+    """The nodes that might read `source` after `target` was written over it; none means that sharing is safe."""
+    nodes = list(model.graph.node)
+    (writer,) = (node for node in nodes if target in node.output)
+    before = _ancestors(nodes, writer)
+    unsafe = []
+    for node in _readers(nodes, source):
+        if node.output[0] in before:
+            continue
+        if node is writer and _elementwise_over(model, node, source):
+            continue
+        unsafe.append(node)
+    return unsafe
+
+
+def ordered_in_place(model: onnx.ModelProto, *, block: str, kind: str) -> None:
+    """Add the dependencies that make every pair of a graph safe, in the model itself.
+
+    Raises:
+        ExportError: A pair could not be made safe (a defect: please report).
+    """
+    for source, target in in_place_pairs(model):
+        readers = unsafe_readers(model, source, target)
+        if readers:
+            _wait_for(model, target, readers)
+        if unsafe_readers(model, source, target):
+            raise ExportError(f"block `{block}`: graph `{kind}` cannot renew `{source}` in place")
+
+
+def _wait_for(model: onnx.ModelProto, target: str, readers: Iterable[onnx.NodeProto]) -> None:
+    """Let the writer of `target` depend on the readers through the shapes of their results, which costs no arithmetic.
+
+    The writer's last operand is passed through a Where whose condition (a dimension is not negative) is always true.
+    """
+    graph = model.graph
+    (writer,) = (node for node in graph.node if target in node.output)
+    made: list[onnx.NodeProto] = []
+    sizes = []
+    for number, reader in enumerate(readers):
+        if reader is writer:
+            continue
+        size = f"{target}.after_{number}"
+        made.append(helper.make_node("Size", [reader.output[0]], [size], name=size))
+        sizes.append(size)
+    if not sizes:
+        return
+    total, condition, held = (f"{target}.{part}" for part in ("sizes", "done", "held"))
+    minus_one = f"{target}.minus_one"
+    graph.initializer.append(numpy_helper.from_array(np.array(-1, np.int64), minus_one))
+    made.append(helper.make_node("Max", sizes, [total], name=total))
+    made.append(helper.make_node("Greater", [total, minus_one], [condition], name=condition))
+    operand = writer.input[1]
+    made.append(helper.make_node("Where", [condition, operand, operand], [held], name=held))
+    writer.input[1] = held
+    nodes = [node for node in graph.node if node is not writer]
+    ordered = _sorted([*nodes, *made, writer])
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _readers(nodes: list[onnx.NodeProto], source: str) -> list[onnx.NodeProto]:
+    """Nodes that read a tensor, directly or through views of it."""
+    names, readers = {source}, []
+    for node in nodes:
+        if names & set(node.input):
+            readers.append(node)
+            if node.op_type in VIEWS and node.input[0] in names:
+                names |= set(node.output)
+    return readers
+
+
+def _elementwise_over(model: onnx.ModelProto, node: onnx.NodeProto, source: str) -> bool:
+    """Whether the node reads `source` entry by entry where it writes (no broadcasting of `source`)."""
+    shapes = {value.name: _shape(value) for value in [*model.graph.input, *model.graph.output]}
+    return node.op_type in _ELEMENTWISE and shapes.get(source) == shapes.get(node.output[0])
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[str, ...]:
+    return tuple(dim.dim_param or str(dim.dim_value) for dim in value.type.tensor_type.shape.dim)
+
+
+def _ancestors(nodes: list[onnx.NodeProto], start: onnx.NodeProto) -> set[str]:
+    """First outputs of all nodes that `start` depends on."""
+    producers = {name: node for node in nodes for name in node.output}
+    seen: set[str] = set()
+    todo = [producers[name] for name in start.input if name in producers]
+    while todo:
+        node = todo.pop()
+        if node.output[0] not in seen:
+            seen.add(node.output[0])
+            todo.extend(producers[name] for name in node.input if name in producers)
+    return seen
+
+
+def _sorted(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """A topological order that keeps the given one where it can."""
+    producers = {name: node for node in nodes for name in node.output}
+    done: set[str] = set()
+    ordered: list[onnx.NodeProto] = []
+
+    def visit(node: onnx.NodeProto) -> None:
+        stack = [(node, False)]
+        while stack:
+            current, expanded = stack.pop()
+            if current.output[0] in done:
+                continue
+            if expanded:
+                done.add(current.output[0])
+                copy = onnx.NodeProto()
+                copy.CopyFrom(current)
+                ordered.append(copy)
+                continue
+            stack.append((current, True))
+            stack.extend((producers[name], False) for name in reversed(current.input) if name in producers)
+
+    for node in nodes:
+        visit(node)
+    return ordered

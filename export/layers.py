@@ -1,0 +1,247 @@
+"""Translations of convolution, normalisation and embedding, forward and backward."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeff.export.ir import Graph, Rows, Shape, Value
+from edgeff.export.lowering import Call, Lowered, translates
+
+aten = torch.ops.aten
+
+
+# --- convolution ---------------------------------------------------------------------------------------------------------
+
+
+@translates(aten.convolution.default)
+def _convolution(call: Call) -> Lowered:
+    stride, padding, dilation = call.argument(3), call.argument(4), call.argument(5)
+    if call.argument(6):
+        raise ValueError("transposed convolutions are not supported")
+    weight = call.tensor(1)
+    attributes = {
+        "kernel_shape": list(weight.shape[2:]),
+        "strides": stride,
+        "pads": [*padding, *padding],
+        "dilations": dilation,
+        "group": call.argument(8),
+    }
+    inputs = [call.tensor(0), weight, call.optional(2)]
+    return call.graph.node(
+        "Conv", inputs if inputs[2] else inputs[:2], [(call.shape, call.dtype)], attributes
+    )[0]
+
+
+@translates(aten.convolution_backward.default)
+def _convolution_backward(call: Call) -> Lowered:
+    gradient, x, weight = call.tensor(0), call.tensor(1), call.tensor(2)
+    if call.argument(7):
+        raise ValueError("transposed convolutions are not supported")
+    window = Window(call.argument(4), call.argument(5), call.argument(6), weight.shape[2:])
+    groups = call.argument(9)
+    spatial = list(range(2, len(x.shape)))
+    return (
+        _input_gradient(call.graph, gradient, x, weight, window, groups) if call.uses_output(0) else None,
+        _weight_gradient(call.graph, gradient, x, weight, window, groups) if call.uses_output(1) else None,
+        call.graph.reduce("ReduceSum", gradient, [0, *spatial], keep=False) if call.uses_output(2) else None,
+    )
+
+
+class Window:
+    """How a kernel moves over a map: per spatial axis."""
+
+    def __init__(self, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], kernel: Shape) -> None:
+        self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
+        self.kernel = [dim for dim in kernel if isinstance(dim, int)]
+
+    def taps(self) -> list[tuple[int, ...]]:
+        """Offsets of the kernel's entries into the padded map, in the order of the weight."""
+        axes = zip(self.kernel, self.dilation, strict=True)
+        return list(itertools.product(*([k * dilation for k in range(size)] for size, dilation in axes)))
+
+    def leftover(self, size: Sequence[int], out: Sequence[int]) -> list[int]:
+        """Entries at the end of each axis that no window reaches (`output_padding` of the transposed convolution)."""
+        return [
+            n - ((o - 1) * s - 2 * p + d * (k - 1) + 1)
+            for n, o, s, p, d, k in zip(
+                size, out, self.stride, self.padding, self.dilation, self.kernel, strict=True
+            )
+        ]
+
+
+def _input_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, window: Window, groups: int) -> Value:
+    attributes = {
+        "kernel_shape": window.kernel,
+        "strides": window.stride,
+        "pads": [*window.padding, *window.padding],
+        "dilations": window.dilation,
+        "output_padding": window.leftover(_numbers(x.shape[2:]), _numbers(gradient.shape[2:])),
+        "group": groups,
+    }
+    return graph.node("ConvTranspose", [gradient, weight], [(x.shape, x.dtype)], attributes)[0]
+
+
+def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, window: Window, groups: int) -> Value:
+    """dL/dW[o, i, k] = sum over rows n and places p of dL/dy[n, o, p] x[n, i, p * stride + k * dilation - padding]."""
+    padding = [0, 0, *window.padding]
+    padded = graph.pad(x, padding, padding)
+    out_channels, in_channels = _numbers(weight.shape[:2])
+    if in_channels == 1:
+        return _depthwise_weight_gradient(graph, gradient, padded, weight, window, groups)
+    parts = []
+    for group in range(groups):
+        outs, ins = out_channels // groups, in_channels
+        parts.append(
+            _dense_weight_gradient(
+                graph,
+                graph.slice(gradient, 1, group * outs, (group + 1) * outs),
+                graph.slice(padded, 1, group * ins, (group + 1) * ins),
+                window,
+            )
+        )
+    return graph.reshape(graph.concat(parts, 0), weight.shape)
+
+
+def _dense_weight_gradient(graph: Graph, gradient: Value, padded: Value, window: Window) -> Value:
+    """One matrix product per tap over channel-last maps: (O, N P) x (N P, I) -> (O, I, taps)."""
+    outs, ins = _numbers((gradient.shape[1], padded.shape[1]))
+    places = math.prod(_numbers(gradient.shape[2:]))
+    last = [0, *range(2, len(padded.shape)), 1]
+    gradient_rows = graph.reshape(graph.transpose(gradient, last), (Rows(places), outs))
+    channel_last = graph.transpose(padded, last)
+    products = []
+    for tap in window.taps():
+        cut = _cut(graph, channel_last, 1, tap, gradient.shape[2:], window)
+        rows = graph.reshape(cut, (Rows(places), ins))
+        product = graph.node("Gemm", [gradient_rows, rows], [((outs, ins), rows.dtype)], {"transA": 1})[0]
+        products.append(graph.reshape(product, (outs, ins, 1)))
+    return graph.concat(products, 2)
+
+
+def _depthwise_weight_gradient(
+    graph: Graph, gradient: Value, padded: Value, weight: Value, window: Window, groups: int
+) -> Value:
+    """One input channel per group: a product and a sum per tap."""
+    outs = _numbers(weight.shape[:1])[0]
+    places = math.prod(_numbers(gradient.shape[2:]))
+    by_group = graph.reshape(gradient, (Rows(1), groups, outs // groups, places))
+    sums = []
+    for tap in window.taps():
+        cut = graph.reshape(_cut(graph, padded, 2, tap, gradient.shape[2:], window), (Rows(1), groups, 1, places))
+        total = graph.reduce("ReduceSum", by_group * cut, [0, 3], keep=False)
+        sums.append(graph.reshape(total, (outs, 1, 1)))
+    return graph.reshape(graph.concat(sums, 2), weight.shape)
+
+
+def _cut(graph: Graph, value: Value, first: int, tap: Sequence[int], out: Shape, window: Window) -> Value:
+    """What one tap of the kernel sees: a strided cut of the padded map along its spatial axes (from `first` on)."""
+    axes = list(range(first, first + len(tap)))
+    sizes = _numbers(out)
+    stops = [start + (size - 1) * stride + 1 for start, size, stride in zip(tap, sizes, window.stride, strict=True)]
+    whole = all(
+        start == 0 and stride == 1 and stop == value.shape[axis]
+        for start, stop, stride, axis in zip(tap, stops, window.stride, axes, strict=True)
+    )
+    if whole:
+        return value
+    shape = tuple(sizes[axes.index(axis)] if axis in axes else dim for axis, dim in enumerate(value.shape))
+    bounds = [graph.constant(np.array(numbers, np.int64)) for numbers in (tap, stops, axes, window.stride)]
+    return graph.node("Slice", [value, *bounds], [(shape, value.dtype)])[0]
+
+
+def _numbers(dims: Shape) -> list[int]:
+    if not all(isinstance(dim, int) for dim in dims):
+        raise ValueError("the batch must be the first axis")
+    return [dim for dim in dims if isinstance(dim, int)]
+
+
+# --- normalisation -------------------------------------------------------------------------------------------------------
+
+
+@translates(aten.native_layer_norm.default)
+def _layer_norm(call: Call) -> Lowered:
+    x, epsilon = call.tensor(0), float(call.argument(4))
+    normalised = len(call.argument(1))
+    weight, bias = call.optional(2), call.optional(3)
+    axes = list(range(len(x.shape) - normalised, len(x.shape)))
+    if call.uses_output(1) or call.uses_output(2):
+        y, mean, scale = _normalise(call.graph, x, axes, epsilon)
+        return _affine(y, weight, bias), mean, scale
+    if weight is None or bias is None:
+        count = math.prod(_numbers(x.shape[axes[0] :]))
+        rows = Rows(math.prod(d if isinstance(d, int) else d.per_row for d in x.shape[: axes[0]]))
+        return _affine(_instance_norm(call.graph, x, (rows, 1, count), epsilon), weight, bias), None, None
+    attributes = {"axis": axes[0], "epsilon": epsilon}
+    return call.graph.node("LayerNormalization", [x, weight, bias], [(x.shape, x.dtype)], attributes)[0], None, None
+
+
+@translates(aten.native_group_norm.default)
+def _group_norm(call: Call) -> Lowered:
+    x, groups, epsilon = call.tensor(0), call.argument(6), float(call.argument(7))
+    channels, *spatial = _numbers(x.shape[1:])
+    per_channel = (channels, *(1 for _ in spatial))
+    weight, bias = (
+        None if value is None else call.graph.reshape(value, per_channel)
+        for value in (call.optional(1), call.optional(2))
+    )
+    grouped: Shape = (Rows(1), groups, math.prod([channels, *spatial]) // groups)
+    if call.uses_output(1) or call.uses_output(2):
+        y, mean, scale = _normalise(call.graph, call.graph.reshape(x, grouped), [2], epsilon)
+        flat: Shape = (Rows(1), groups)
+        mean, scale = call.graph.reshape(mean, flat), call.graph.reshape(scale, flat)
+        return _affine(call.graph.reshape(y, x.shape), weight, bias), mean, scale
+    return _affine(_instance_norm(call.graph, x, grouped, epsilon), weight, bias), None, None
+
+
+def _normalise(graph: Graph, x: Value, axes: list[int], epsilon: float) -> tuple[Value, Value, Value]:
+    """(x - mean) / sqrt(var + epsilon) with its two statistics, which the backward pass reads."""
+    mean = graph.reduce("ReduceMean", x, axes, keep=True)
+    centred = x - mean
+    variance = graph.reduce("ReduceMean", centred * centred, axes, keep=True)
+    scale = graph.elementwise("Reciprocal", (variance + epsilon) ** 0.5)
+    return centred * scale, mean, scale
+
+
+def _instance_norm(graph: Graph, x: Value, grouped: Shape, epsilon: float) -> Value:
+    """The same in one kernel and without temporaries, where nothing reads the statistics."""
+    groups = grouped[1]
+    scale, shift = graph.constant(np.ones(groups, np.float32)), graph.constant(np.zeros(groups, np.float32))
+    inputs = [graph.reshape(x, grouped), scale, shift]
+    y = graph.node("InstanceNormalization", inputs, [(grouped, x.dtype)], {"epsilon": epsilon})[0]
+    return graph.reshape(y, x.shape)
+
+
+def _affine(y: Value, weight: Value | None, bias: Value | None) -> Value:
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+# --- embedding -----------------------------------------------------------------------------------------------------------
+
+
+@translates(aten.embedding.default)
+def _embedding(call: Call) -> Lowered:
+    return call.graph.node("Gather", [call.tensor(0), call.tensor(1)], [(call.shape, call.dtype)], {"axis": 0})[0]
+
+
+@translates(aten.embedding_dense_backward.default)
+def _embedding_backward(call: Call) -> Lowered:
+    gradient, indices = call.tensor(0), call.tensor(1)
+    padding_index: Any = call.argument(3)
+    if padding_index >= 0:
+        is_padding = call.graph.elementwise(
+            "Equal", indices, call.graph.constant(padding_index, "int64"), dtype="bool"
+        )
+        keep = call.graph.cast(call.graph.elementwise("Not", is_padding), "float32")
+        gradient = gradient * call.graph.reshape(keep, (*indices.shape, 1))
+    zeros = call.graph.filled(0.0, call.shape, call.dtype)
+    places = call.graph.reshape(indices, (*indices.shape, 1))
+    return call.graph.node(
+        "ScatterND", [zeros, places, gradient], [(call.shape, call.dtype)], {"reduction": "add"}
+    )[0]

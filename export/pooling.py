@@ -1,0 +1,245 @@
+"""Translations of max, average and adaptive pooling, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from edgeff.export.ir import Graph, Rows, Shape, Value
+from edgeff.export.lowering import Call, Lowered, translates
+
+aten = torch.ops.aten
+
+# --- maximum -------------------------------------------------------------------------------------------------------------
+
+
+def _max_window(call: Call, first: int) -> dict[str, list[int] | int]:
+    kernel = _pair(call.argument(first))
+    padding = _pair(call.argument(first + 2, "padding", 0))
+    return {
+        "kernel_shape": kernel,
+        "strides": _pair(call.argument(first + 1, "stride") or kernel),
+        "pads": [*padding, *padding],
+        "dilations": _pair(call.argument(first + 3, "dilation", 1)),
+        "ceil_mode": int(call.argument(first + 4, "ceil_mode", False)),
+    }
+
+
+@translates(aten.max_pool2d_with_indices.default)
+def _max_pool(call: Call) -> Lowered:
+    return _max_pool_node(call, _max_window(call, 1))
+
+
+@translates(aten.adaptive_max_pool2d.default)
+def _adaptive_max_pool(call: Call) -> Lowered:
+    return _max_pool_node(call, _even_window(call.tensor(0).shape, call.shape))
+
+
+def _max_pool_node(call: Call, attributes: dict[str, list[int] | int]) -> Lowered:
+    outputs = [(call.shape, call.dtype), (call.shape, "int64")]
+    if call.uses_output(1):
+        return call.graph.node("MaxPool", [call.tensor(0)], outputs, attributes)
+    return (*call.graph.node("MaxPool", [call.tensor(0)], outputs[:1], attributes), None)
+
+
+@translates(aten.max_pool2d_with_indices_backward.default)
+def _max_pool_backward(call: Call) -> Lowered:
+    return _unpool(call, call.tensor(7), _max_window(call, 2))
+
+
+@translates(aten.adaptive_max_pool2d_backward.default)
+def _adaptive_max_pool_backward(call: Call) -> Lowered:
+    gradient, x, indices = call.tensor(0), call.tensor(1), call.tensor(2)
+    return _unpool(call, indices, _even_window(x.shape, gradient.shape))
+
+
+def _unpool(call: Call, indices: Value, window: dict[str, list[int] | int]) -> Value:
+    """Send each gradient to where its maximum was. onnxruntime's indices count over the whole tensor."""
+    gradient, x = call.tensor(0), call.tensor(1)
+    kernel, strides = window["kernel_shape"], window["strides"]
+    if _stands_apart(window, x.shape, gradient.shape):
+        shape = call.graph.node("Shape", [x], [((len(x.shape),), "int64")])[0]
+        attributes = {"kernel_shape": kernel, "strides": strides}
+        return call.graph.node("MaxUnpool", [gradient, indices, shape], [(x.shape, x.dtype)], attributes)[0]
+    # Windows overlap: one place may be the maximum of several, and their gradients add up.
+    graph = call.graph
+    zeros = graph.filled(0.0, _flat(x.shape), x.dtype)
+    flat = [graph.reshape(value, _flat(value.shape)) for value in (indices, gradient)]
+    attributes = {"axis": 0, "reduction": "add"}
+    summed = graph.node("ScatterElements", [zeros, *flat], [(zeros.shape, x.dtype)], attributes)[0]
+    return graph.reshape(summed, x.shape)
+
+
+def _stands_apart(window: dict[str, list[int] | int], shape: Shape, out: Shape) -> bool:
+    """Whether no two windows share a place and none hangs over the end, which is all that MaxUnpool can do."""
+    kernel, strides = _pair(window["kernel_shape"]), _pair(window["strides"])
+    inside = all(
+        (length - 1) * stride + size <= whole
+        for (whole, length), size, stride in zip(_axes(shape, out), kernel, strides, strict=True)
+    )
+    return inside and all(map(int.__le__, kernel, strides)) and window["dilations"] == [1, 1]
+
+
+def _flat(shape: Shape) -> Shape:
+    return (Rows(math.prod(dim if isinstance(dim, int) else dim.per_row for dim in shape)),)
+
+
+# --- average -------------------------------------------------------------------------------------------------------------
+
+
+def _average_window(call: Call, first: int) -> tuple[list[int], list[int], list[int], bool, bool]:
+    kernel = _pair(call.argument(first))
+    stride = _pair(call.argument(first + 1, "stride") or kernel)
+    padding = _pair(call.argument(first + 2, "padding", 0))
+    if call.argument(first + 5, "divisor_override") is not None:
+        raise ValueError("average pooling with `divisor_override` is not supported")
+    ceil_mode = bool(call.argument(first + 3, "ceil_mode", False))
+    return kernel, stride, padding, ceil_mode, bool(call.argument(first + 4, "count_include_pad", True))
+
+
+@translates(aten.avg_pool2d.default)
+def _average_pool(call: Call) -> Lowered:
+    kernel, stride, padding, ceil_mode, count_pads = _average_window(call, 1)
+    if ceil_mode:
+        # onnxruntime versions differ in how they count the windows that hang over the edge.
+        return _matrix_pool(call.graph, call.tensor(0), call.shape, kernel, stride, padding, count_pads)
+    attributes = {
+        "kernel_shape": kernel,
+        "strides": stride,
+        "pads": [*padding, *padding],
+        "count_include_pad": int(count_pads),
+    }
+    return call.graph.node("AveragePool", [call.tensor(0)], [(call.shape, call.dtype)], attributes)[0]
+
+
+@translates(aten.avg_pool2d_backward.default)
+def _average_pool_backward(call: Call) -> Lowered:
+    gradient, x = call.tensor(0), call.tensor(1)
+    kernel, stride, padding, _, count_pads = _average_window(call, 2)
+    if kernel == stride and not any(padding) and _tiles(x.shape, gradient.shape, kernel):
+        return _spread(call.graph, gradient, x.shape, kernel)
+    return _matrix_unpool(call.graph, gradient, x.shape, kernel, stride, padding, count_pads)
+
+
+@translates(aten._adaptive_avg_pool2d.default)
+def _adaptive_average_pool(call: Call) -> Lowered:
+    x, out = call.tensor(0), call.shape
+    if _divides(x.shape, out):
+        window = _even_window(x.shape, out)
+        attributes = {key: window[key] for key in ("kernel_shape", "strides")}
+        return call.graph.node("AveragePool", [x], [(out, call.dtype)], attributes)[0]
+    rows, columns = (_adaptive_matrix(size, length) for size, length in _axes(x.shape, out))
+    return _sandwich(call.graph, x, rows, columns, out)
+
+
+@translates(aten._adaptive_avg_pool2d_backward.default)
+def _adaptive_average_pool_backward(call: Call) -> Lowered:
+    gradient, x = call.tensor(0), call.tensor(1)
+    if _divides(x.shape, gradient.shape):
+        kernel = _even_window(x.shape, gradient.shape)["kernel_shape"]
+        return _spread(call.graph, gradient, x.shape, kernel)  # type: ignore[arg-type]
+    rows, columns = (_adaptive_matrix(size, length) for size, length in _axes(x.shape, gradient.shape))
+    return _sandwich(call.graph, gradient, rows.T, columns.T, x.shape)
+
+
+def _spread(graph: Graph, gradient: Value, shape: Shape, kernel: Sequence[int]) -> Value:
+    """Hand every entry to its whole window: windows tile the map, so broadcasting does it."""
+    rows, channels, height, width = gradient.shape
+    if kernel == [1, 1]:
+        return gradient
+    share = np.full((kernel[0], 1, kernel[1]), 1.0 / math.prod(kernel), gradient.dtype)
+    apart = graph.reshape(gradient, (rows, channels, height, 1, width, 1))
+    return graph.reshape(graph.elementwise("Mul", apart, graph.constant(share)), shape)
+
+
+def _matrix_pool(
+    graph: Graph,
+    x: Value,
+    out: Shape,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_pads: bool,
+) -> Value:
+    rows, columns = (
+        _window_matrix(size, length, *window, count_pads)
+        for (size, length), window in zip(_axes(x.shape, out), zip(kernel, stride, padding, strict=True), strict=True)
+    )
+    return _sandwich(graph, x, rows, columns, out)
+
+
+def _matrix_unpool(
+    graph: Graph,
+    gradient: Value,
+    shape: Shape,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_pads: bool,
+) -> Value:
+    rows, columns = (
+        _window_matrix(size, length, *window, count_pads)
+        for (size, length), window in zip(
+            _axes(shape, gradient.shape), zip(kernel, stride, padding, strict=True), strict=True
+        )
+    )
+    return _sandwich(graph, gradient, rows.T, columns.T, shape)
+
+
+def _sandwich(graph: Graph, x: Value, rows: np.ndarray, columns: np.ndarray, out: Shape) -> Value:
+    """rows @ x @ columns.T over the last two axes: averaging along one axis, then the other."""
+    middle = (*x.shape[:3], columns.shape[0])
+    right = graph.constant(np.ascontiguousarray(columns.T, x.dtype))
+    narrowed = graph.node("MatMul", [x, right], [(middle, x.dtype)])[0]
+    return graph.node("MatMul", [graph.constant(rows.astype(x.dtype)), narrowed], [(out, x.dtype)])[0]
+
+
+def _window_matrix(size: int, out: int, kernel: int, stride: int, padding: int, count_pads: bool) -> np.ndarray:
+    """(out, size): what each window takes of each entry along one axis. torch counts pads inside the padded map only."""
+    matrix = np.zeros((out, size))
+    for window in range(out):
+        start = window * stride - padding
+        stop = min(start + kernel, size + padding)
+        inside = slice(max(start, 0), min(stop, size))
+        matrix[window, inside] = 1.0 / (stop - start if count_pads else inside.stop - inside.start)
+    return matrix
+
+
+def _adaptive_matrix(size: int, out: int) -> np.ndarray:
+    """(out, size): window i averages the entries floor(i size / out) to ceil((i + 1) size / out)."""
+    matrix = np.zeros((out, size))
+    for window in range(out):
+        inside = slice(window * size // out, -(-(window + 1) * size // out))
+        matrix[window, inside] = 1.0 / (inside.stop - inside.start)
+    return matrix
+
+
+# --- windows -------------------------------------------------------------------------------------------------------------
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
+
+
+def _axes(shape: Shape, out: Shape) -> list[tuple[int, int]]:
+    return [(a, b) for a, b in zip(shape[-2:], out[-2:], strict=True) if isinstance(a, int) and isinstance(b, int)]
+
+
+def _divides(shape: Shape, out: Shape) -> bool:
+    return all(size % length == 0 for size, length in _axes(shape, out))
+
+
+def _tiles(shape: Shape, out: Shape, kernel: Sequence[int]) -> bool:
+    return all(size == length * k for (size, length), k in zip(_axes(shape, out), kernel, strict=True))
+
+
+def _even_window(shape: Shape, out: Shape) -> dict[str, list[int] | int]:
+    """The window of an adaptive pooling whose output divides its input."""
+    if not _divides(shape, out):
+        raise ValueError("adaptive max pooling needs an output size that divides the input's")
+    kernel = [size // length for size, length in _axes(shape, out)]
+    return {"kernel_shape": kernel, "strides": kernel, "pads": [0] * 4, "dilations": [1, 1], "ceil_mode": 0}

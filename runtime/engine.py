@@ -1,0 +1,276 @@
+"""Running graphs. The only file that imports onnxruntime, and not before an engine is made.
+
+An engine loads a graph from its bytes and binds it to numpy arrays that the caller owns: nothing is copied in or out, and an
+output bound to the array of an input is written over it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeff.errors import EngineError
+from edgeff.manifest import GraphSpec
+
+Array = NDArray[Any]
+
+# More threads than this help no model small enough to train on a device, and each costs memory in every session.
+MAX_DEFAULT_THREADS = 4
+_ERRORS_ONLY = 3
+
+_DTYPES = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
+
+# An ONNX model (IR 8, opset 13) of one node, y = Identity(x), float32 [1]; tests/test_engine.py builds the same bytes.
+# Running it brings onnxruntime's own start-up (kernel registry, schemas, its code) into memory.
+_IDENTITY_MODEL = (
+    b'\x08\x08:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05startZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a loaded graph.
+
+    Attributes:
+        name: As in the graph.
+        shape: Sizes; None where the graph leaves one open (the rows).
+        dtype: numpy's name.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class Call(Protocol):
+    """A graph bound to arrays."""
+
+    def run(self) -> None:
+        """Read the input arrays, write the output arrays.
+
+        Raises:
+            EngineError: The engine refused.
+        """
+
+
+class Graph(Protocol):
+    """A graph that is loaded."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """In the order of the file."""
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """In the order of the file."""
+
+    def bind(self, arrays: Mapping[str, Array]) -> Call:
+        """Bind every input and output to an array, without copying.
+
+        Args:
+            arrays: By name; C-contiguous, of the right dtype and shape, and unchanged in place while the call is used.
+                An output `new.X` that is not named is bound to the array of `X`. Names that the graph lacks are ignored.
+
+        Raises:
+            EngineError: An array is missing or does not fit.
+        """
+
+
+class Engine(Protocol):
+    """What runs graphs."""
+
+    @property
+    def name(self) -> str:
+        """Of the engine, with its version, for reports."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that one operator may use."""
+
+    def load(self, model: bytes, name: str) -> Graph:
+        """Load a graph.
+
+        Args:
+            model: The bytes of an ONNX file.
+            name: Of the file, for messages.
+
+        Raises:
+            EngineError: The engine refuses it.
+        """
+
+
+class OnnxRuntime:
+    """The engine of an ordinary onnxruntime, on the CPU.
+
+    Args:
+        threads: Threads for one operator; None for the physical cores this process may use, at most 4.
+
+    Raises:
+        EngineError: onnxruntime is not installed, or `threads` is below 1.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise EngineError(f"`{threads}` threads cannot run anything, needed 1 or more")
+        self._module = _import_onnxruntime()
+        self._threads = threads or min(physical_cores(), MAX_DEFAULT_THREADS)
+        one = np.zeros(1, np.float32)
+        self.load(_IDENTITY_MODEL, "start").bind({"x": one, "y": one.copy()}).run()
+
+    @property
+    def name(self) -> str:
+        """`onnxruntime` and its version."""
+        return f"onnxruntime {self._module.__version__}"
+
+    @property
+    def threads(self) -> int:
+        """Threads that one operator may use."""
+        return self._threads
+
+    def load(self, model: bytes, name: str) -> Graph:
+        """Make a session from the bytes of an ONNX file; see `Engine.load`."""
+        try:
+            session = self._module.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a dozen classes that share no base of their own
+            raise EngineError(
+                f"{self.name} refused `{name}`: {_first_line(error)}",
+                hint="install a newer onnxruntime, or export the model again",
+            ) from error
+        return _Session(session, name)
+
+    def _options(self) -> Any:
+        options = self._module.SessionOptions()
+        # The arena keeps what it ever took; with the allocator's thresholds set, plain malloc returns it after each run.
+        options.enable_cpu_mem_arena = False
+        # A pattern packs a run's tensors into one block: measured, the same peak, less where a run ends early.
+        options.enable_mem_pattern = False
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        # Waiting threads that spin take the core from the one that works, and drain a battery.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+
+class _Session:
+    """A loaded graph of onnxruntime."""
+
+    def __init__(self, session: Any, name: str) -> None:
+        self._session = session
+        self._name = name
+        self.inputs = tuple(_port(value) for value in session.get_inputs())
+        self.outputs = tuple(_port(value) for value in session.get_outputs())
+
+    def bind(self, arrays: Mapping[str, Array]) -> Call:
+        binding = self._session.io_binding()
+        held: list[Array] = []
+        for ports, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+            for port in ports:
+                array = self._array(arrays, port)
+                bind(port.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+                held.append(array)
+        return _BoundSession(self._session, binding, tuple(held), self._name)
+
+    def _array(self, arrays: Mapping[str, Array], port: Port) -> Array:
+        name = port.name if port.name in arrays else port.name.removeprefix("new.")
+        if name not in arrays:
+            raise EngineError(f"`{self._name}` needs an array for `{port.name}`")
+        array = arrays[name]
+        # The engine gets no more than an address: a wrong shape here would be a wild write there.
+        fits = len(array.shape) == len(port.shape) and all(
+            needed in (None, got) for needed, got in zip(port.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype.name != port.dtype or not array.flags.c_contiguous:
+            raise EngineError(
+                f"`{self._name}`: `{port.name}` must be {port.dtype} {_shown(port.shape)}, "
+                f"got {array.dtype.name} {_shown(array.shape)}",
+                hint="the graph is not the one the manifest describes: export the model again",
+            )
+        return array
+
+
+@dataclass(frozen=True)
+class _BoundSession:
+    session: Any
+    binding: Any
+    held: tuple[Array, ...]  # the binding has bare addresses: the arrays must not go while it lives
+    name: str
+
+    def run(self) -> None:
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except Exception as error:
+            raise EngineError(f"onnxruntime failed in `{self.name}`: {_first_line(error)}") from error
+
+
+def check_graph(graph: Graph, spec: GraphSpec) -> None:
+    """Compare a loaded graph with what the manifest says of it.
+
+    Raises:
+        EngineError: Other inputs or outputs.
+    """
+    for role, ports, needed in (("input", graph.inputs, spec.inputs), ("output", graph.outputs, spec.outputs)):
+        got = [port.name for port in ports]
+        if sorted(got) != sorted(needed):
+            wrong = sorted(set(got) ^ set(needed))
+            state = "lacks" if wrong[0] in needed else "has an unknown"
+            raise EngineError(
+                f"`{spec.file}` {state} {role} `{wrong[0]}`",
+                hint="the graph is not the one the manifest describes: export the model again",
+            )
+
+
+def physical_cores() -> int:
+    """Physical cores this process may use; logical ones where the system does not tell."""
+    usable = _usable_cpus()
+    try:
+        siblings = {Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in usable}
+    except OSError:
+        return len(usable)
+    return len(siblings)
+
+
+def _usable_cpus() -> Sequence[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError("no onnxruntime is installed", hint='run `pip install "edgeff[device]"`') from error
+    return onnxruntime
+
+
+def _port(value: Any) -> Port:
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Port(value.name, shape, _DTYPES.get(value.type, value.type))
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return "(" + ", ".join("rows" if size is None else str(size) for size in shape) + ")"
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300].rstrip(".")
