@@ -124,6 +124,23 @@ def npy_rows(path: Path) -> Rows:
     return hold(path, "npy", header.shape, header.dtype, lambda: _npy_parts(lambda: open_stream(path, "npy file")))
 
 
+def whole_numbers(rows: Rows, name: str) -> NDArray[np.int64]:
+    """A small column of whole numbers (labels, groups), read whole.
+
+    Args:
+        rows: (rows,), or (rows, n), of an integer dtype.
+        name: For the message.
+    """
+    if rows.dtype.kind not in "iu":
+        raise DataError(f"{name} has dtype {rows.dtype.name}, needed whole numbers (an integer dtype)")
+    return np.asarray(rows[:]).astype(np.int64, copy=False)
+
+
+def read_labels(path: Path) -> NDArray[np.int64]:
+    """The whole numbers of a `.npy` file."""
+    return whole_numbers(npy_rows(path), f"`{path}`")
+
+
 def _row_header(stream: IO[bytes], name: str) -> NpyHeader:
     header = read_npy_header(stream, name)
     if not header.shape or header.dtype.kind == "U":
@@ -180,7 +197,7 @@ class NpzFile:
             yield stream
 
     def _offset(self, info: zipfile.ZipInfo) -> int:
-        # The central directory does not tell where a member's data begin: its local header, 30 bytes and two texts, does.
+        # Where a member's data begin only its local header tells: 30 bytes, then two texts of the lengths given there.
         with reading(self.path, "npz file"), self.path.open("rb") as file:
             file.seek(info.header_offset + 26)
             name_bytes, extra_bytes = struct.unpack("<HH", _exactly(file, 4))

@@ -58,8 +58,7 @@ class Artifact:
             ArtifactError: The artifact has no such file, or it cannot be read.
         """
         self._check_listed(file)
-        with self.container.open(file) as stream:
-            return stream.read()
+        return self.container.read(file)
 
     def path_of(self, file: str) -> Path | None:
         """Where a file lies on disk; None when the artifact is a zip, whose files only `read` reaches.
@@ -99,9 +98,7 @@ class Artifact:
             for name in wanted:
                 if name not in index:
                     raise ArtifactError(f"`{file}` lacks the tensor `{name}`", hint=HINT)
-            # In the order of the bytes: a stream inside a zip steps back by beginning anew.
-            found = {name: read_tensor(stream, index[name]) for name in sorted(wanted, key=lambda n: index[n].start)}
-        return {name: found[name] for name in wanted}
+            return {name: read_tensor(stream, index[name]) for name in wanted}
 
     def _check_listed(self, file: str) -> None:
         if file not in self.manifest.files and file != MANIFEST_FILE:
@@ -152,8 +149,7 @@ def _manifest_bytes(path: Path, container: Container, sizes: Mapping[str, int]) 
             f"`{MANIFEST_FILE}` of `{path}` must have at most {MAX_MANIFEST_BYTES} bytes, got {sizes[MANIFEST_FILE]}",
             hint=HINT,
         )
-    with container.open(MANIFEST_FILE) as stream:
-        return stream.read(MAX_MANIFEST_BYTES + 1)
+    return container.read(MANIFEST_FILE)
 
 
 def write_artifact(manifest: Manifest, files: Mapping[str, bytes | Path], out: Path) -> Path:

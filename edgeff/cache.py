@@ -1,7 +1,7 @@
 """Compressed files, unpacked once.
 
-Rows are read from uncompressed files only (`edgeff.rows`). What comes compressed, or needs decoding, is streamed once into a
-cache folder and read from there. Every way in which a file can be broken ends here as one `DataError`.
+Rows are read from uncompressed files only (`edgeff.rows`). What comes compressed, or needs decoding, is streamed once
+into a cache folder and read from there. Every way in which a file can be broken ends here as one `DataError`.
 """
 
 from __future__ import annotations
@@ -262,6 +262,6 @@ def _write_parts(target: IO[bytes], parts: Parts, source: Path, nbytes: int) -> 
         data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
         done += len(data)
         if done <= nbytes:
-            target.write(data)
+            target.write(data.data)
     if done != nbytes:
         raise DataError(f"`{source}` holds {done:,} bytes of rows, needed {nbytes:,}")

@@ -10,11 +10,11 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeff.arrays import NpyHeader, checked_rows, npy_rows, read_npy_header
+from edgeff.arrays import NpyHeader, checked_rows, read_labels, read_npy_header
 from edgeff.cache import hold, open_stream, reading, unpacked
 from edgeff.class_names import CIFAR10, CIFAR100
 from edgeff.dataset import Dataset, Numbers
@@ -23,8 +23,8 @@ from edgeff.rows import Array, FileRows, JoinedRows, Rows
 
 _IMAGE = (3, 32, 32)
 _IMAGE_BYTES = 3072
-# Five times the largest official file; a pickle is read whole.
-_PICKLE_BYTES = 1 << 30
+# Above the largest official file (155 MB); a pickle is read whole.
+_PICKLE_BYTES = 1 << 28
 _BLOCK_ROWS = 256
 
 
@@ -104,6 +104,15 @@ class _Unpickler(pickle._Unpickler):
             raise _Refused(f"{module}.{name}")
         return _ALLOWED[module, name]
 
+    def load_build(self) -> None:
+        """Give a stand-in its state; anything else on the stack keeps its attributes."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if not isinstance(target, _PickledArray | _PickledDtype):
+            raise pickle.UnpicklingError("it sets attributes")
+        target.__setstate__(state)
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
     def get_extension(self, code: int) -> None:
         """Refuse registered extensions."""
         raise _Refused(f"extension {code}")
@@ -177,8 +186,8 @@ def _pixels(array: Any, path: Path) -> Array:
 # --- the xz form: prediction residuals ---
 
 
-def read_cifar_xz(path: Path, labels: Array) -> Dataset:
-    """One batch of reversible prediction residuals modulo 256, uint8 (3, images, 32, 32), as `.npy.xz`.
+def cifar_residual_rows(path: Path) -> Rows:
+    """Images of one batch of reversible prediction residuals modulo 256, uint8 (3, images, 32, 32), as `.npy.xz`.
 
     Decoded: `x = cumsum(cumsum(r, axis=rows), axis=columns)`, then R and B are the differences to G, all modulo 256.
     """
@@ -188,9 +197,8 @@ def read_cifar_xz(path: Path, labels: Array) -> Dataset:
         raise DataError(
             f"`{path}` holds {header.dtype.name} of shape {header.shape}, needed uint8 of shape (3, images, 32, 32)"
         )
-    images = header.shape[1]
-    x = hold(path, "cifar-residuals", (images, *_IMAGE), np.dtype(np.uint8), lambda: _decoded(path, header))
-    return Dataset(path.name, x, labels.astype(np.int64), CIFAR10)
+    shape = (header.shape[1], *_IMAGE)
+    return hold(path, "cifar-residuals", shape, header.dtype, lambda: _decoded(path, header))
 
 
 def _decoded(path: Path, header: NpyHeader) -> Iterator[Array]:
@@ -247,17 +255,8 @@ def read_cifar_folder(folder: Path, split: str) -> Dataset:
     for form in _FORMS:
         if (folder / form.splits["test"][0]).is_file():
             return _joined([form.read(folder / name) for name in form.splits[split]])
-    names = _XZ_SPLITS[split]
-    labels = npy_rows(folder / f"{split}_labels.npy")[:]
-    batches: list[Dataset] = []
-    first = 0
-    for name in names:
-        batch = read_cifar_xz(folder / name, labels[:0])
-        batches.append(batch)
-        first += len(batch.x)
-    if labels.shape != (first,):
-        raise DataError(f"`{folder}` has {first:,} images in `{split}` and labels of shape {labels.shape}")
-    return Dataset(split, _join_rows([batch.x for batch in batches]), labels.astype(np.int64), CIFAR10)
+    x = _join_rows([cifar_residual_rows(folder / name) for name in _XZ_SPLITS[split]])
+    return Dataset(folder.name, x, read_labels(folder / f"{split}_labels.npy"), CIFAR10)
 
 
 def _joined(batches: list[Dataset]) -> Dataset:

@@ -6,20 +6,27 @@ A zip is read where it lies: nothing is unpacked, and no member is held in memor
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from edgeff.atomic import error_text
 from edgeff.errors import ArtifactError
 from edgeff.json_node import is_contained_path, shown
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 _ENCRYPTED_FLAG = 0x1
+# Of the 30 bytes before a member's name only the lengths of name and extra field matter here.
+_LOCAL_HEADER = struct.Struct("<26xHH")
 _COPY_HINT = "copy the artifact again, or export the model again"
 _ZIP_HINT = "make it with `edgeff export --out NAME.zip`, or pack the folder's files with `zip -0 -X -D -r`"
 
@@ -34,8 +41,15 @@ class Container(Protocol):
             ArtifactError: Something is there that an artifact may not hold.
         """
 
+    def read(self, file: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            ArtifactError: The file cannot be read.
+        """
+
     def open(self, file: str) -> AbstractContextManager[IO[bytes]]:
-        """A seekable stream of a file's bytes.
+        """A seekable stream of a file's bytes, of which no more is held than is asked for.
 
         Raises:
             ArtifactError: The file cannot be read.
@@ -72,6 +86,11 @@ class Folder:
             else:
                 raise ArtifactError(f"`{self.path}` holds {shown(file)}, which is no file", hint=_COPY_HINT)
 
+    def read(self, file: str) -> bytes:
+        """All bytes of the file."""
+        with self.open(file) as stream:
+            return stream.read()
+
     @contextmanager
     def open(self, file: str) -> Iterator[IO[bytes]]:
         """A stream of the file's bytes."""
@@ -107,16 +126,25 @@ class Zip:
             found[member.filename] = member.file_size
         return found
 
+    def read(self, file: str) -> bytes:
+        """All bytes of the member, checked against the zip's checksum."""
+        with self._reading() as archive:
+            return archive.read(self._member(archive, file))
+
     @contextmanager
     def open(self, file: str) -> Iterator[IO[bytes]]:
         """A stream of the member's bytes."""
-        with self._reading() as archive:
-            try:
-                stream = archive.open(file)
-            except KeyError as error:
-                raise ArtifactError(f"`{self.path}` has no `{file}`", hint=_COPY_HINT) from error
-            with stream:
+        with self._reading() as archive, open(self.path, "rb") as whole:
+            member = self._member(archive, file)
+            archive.open(member).close()  # compares the member's own header with the directory
+            with io.BufferedReader(_Window(whole, _data_start(whole, member), member.file_size)) as stream:
                 yield stream
+
+    def _member(self, archive: zipfile.ZipFile, file: str) -> zipfile.ZipInfo:
+        try:
+            return archive.getinfo(file)
+        except KeyError as error:
+            raise ArtifactError(f"`{self.path}` has no `{file}`", hint=_COPY_HINT) from error
 
     def path_of(self, file: str) -> None:
         """None: a member has no path of its own."""
@@ -131,6 +159,45 @@ class Zip:
             raise ArtifactError(f"`{self.path}` is a damaged zip: {error}", hint=_COPY_HINT) from error
         except OSError as error:
             raise _unreadable(self.path, error) from error
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own.
+
+    The stream that `zipfile` gives reads on, 16 MiB at a time, where it is told to seek; this one seeks.
+    """
+
+    def __init__(self, whole: IO[bytes], start: int, size: int) -> None:
+        self._whole = whole
+        self._start = start
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        target = memoryview(buffer)[: max(0, self._size - self._position)]
+        self._whole.seek(self._start + self._position)
+        count: int = self._whole.readinto(target)  # type: ignore[attr-defined]  # files have it; IO[bytes] does not say so
+        self._position += count
+        return count
+
+
+def _data_start(whole: IO[bytes], member: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: after its own header, whose lengths may differ from those of the directory."""
+    whole.seek(member.header_offset)
+    header = whole.read(_LOCAL_HEADER.size)
+    name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
+    return member.header_offset + _LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)
 
 
 def _check_member(path: Path, member: zipfile.ZipInfo) -> None:

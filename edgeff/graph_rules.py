@@ -68,7 +68,7 @@ def _check_inputs(graph: GraphSpec, place: str, kind: GraphKind, names: Mapping[
     for index, name in enumerate(graph.inputs):
         role = name.partition(".")[0]
         if role not in INPUT_ROLES[kind]:
-            raise _refuse(f"`{place}[{index}]`: a `{kind}` graph has no input `{name}`")
+            raise _refuse(f"`{place}[{index}]`: `{name}` is no input of this `{kind}` graph")
         if name not in names[role]:
             raise _refuse(f"`{place}[{index}]`: `{name}` is not a {role} of the block")
 
@@ -88,7 +88,7 @@ def _check_outputs(graph: GraphSpec, place: str, kind: GraphKind, block: BlockSp
 def _check_update(name: str, place: str, kind: GraphKind, inputs: frozenset[str]) -> None:
     prefix, _, source = name.partition(".")
     if prefix != "new" or source.partition(".")[0] not in UPDATED_ROLES[kind]:
-        raise _refuse(f"`{place}`: a `{kind}` graph has no output `{name}` here")
+        raise _refuse(f"`{place}`: `{name}` is no output of this `{kind}` graph")
     if source not in inputs:
         raise _refuse(f"`{place}`: `{name}` is the new value of `{source}`, which is not an input of the graph")
 

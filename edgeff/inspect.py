@@ -153,7 +153,7 @@ def _checks(manifest: Manifest) -> str:
     sizes = ", ".join(str(rows) for rows in checks.micro_batches)
     worst = max(checks.largest_error, key=lambda name: checks.largest_error[name])
     return (
-        f"every block against torch autograd at micro-batches {sizes}: "
+        f"against torch autograd at micro-batches {sizes}: "
         f"largest error {checks.largest_error[worst]:.1e} (`{worst}`), tolerance {checks.tolerance:.1e}"
     )
 

@@ -117,19 +117,20 @@ def _plain(value: object) -> object:
     return value
 
 
-def _layout(value: object, indent: str) -> str:
+def _layout(value: object, indent: str, key: str = "") -> str:
     """JSON text with everything that fits on one line: a tensor or a short list reads better so."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if len(indent) + len(line) <= _LINE_CHARACTERS or not isinstance(value, dict | list):
+    line = key + json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if len(indent) + len(line) <= _LINE_CHARACTERS or not isinstance(value, dict | list) or not value:
         return line
     inner = indent + "  "
     if isinstance(value, dict):
-        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_layout(item, inner)}" for key, item in value.items()]
+        keys = [f"{json.dumps(key, ensure_ascii=False)}: " for key in value]
+        parts = [_layout(item, inner, key) for key, item in zip(keys, value.values(), strict=True)]
         opening, closing = "{", "}"
     else:
         parts = [_layout(item, inner) for item in value]
         opening, closing = "[", "]"
-    return f"{opening}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{closing}"
+    return f"{key}{opening}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{closing}"
 
 
 def _check_version(fields: Mapping[str, Node]) -> None:

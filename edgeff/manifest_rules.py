@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from edgeff.errors import ArtifactError
+from edgeff.errors import ArtifactError, DataError
 from edgeff.graph_rules import check_graphs
 from edgeff.json_node import HINT, Node
 from edgeff.manifest import BlockSpec, Manifest, OptimizerSpec, TensorSpec
 from edgeff.optimizer import OPTIMIZERS, slots
+from edgeff.steps import row_after
 
 MANIFEST_FILE = "manifest.json"
 
@@ -28,6 +29,7 @@ def check_manifest(manifest: Manifest) -> None:
         _check_optimizer,
         _check_names,
         _check_chain,
+        _check_preprocessing,
         _check_blocks,
         _check_files,
         _check_offsets,
@@ -124,6 +126,16 @@ def _check_chain(manifest: Manifest) -> None:
         needed, origin = block.handover, f"`blocks[{index}].handover`"
     if needed is not None:
         raise _refuse(f"{origin} must be `null`: the last block hands nothing over")
+
+
+def _check_preprocessing(manifest: Manifest) -> None:
+    try:
+        shape, dtype = row_after(manifest.input, manifest.preprocessing)
+    except DataError as error:
+        raise _refuse(f"`preprocessing`: {error}") from error
+    got = TensorSpec(manifest.features.name, shape, dtype)
+    if _row(got) != _row(manifest.features):
+        raise _refuse(f"`preprocessing` must lead to `features`, {_row(manifest.features)}, got {_row(got)}")
 
 
 def _check_blocks(manifest: Manifest) -> None:

@@ -133,7 +133,7 @@ PRESETS: Mapping[str, Preset] = {
         (1, 28, 28),
         ("channels", "height", "width"),
         10,
-        _image_cnn([(32, 1, 4), (64, 2, 7), (64, 1, 7), (128, 2, 4)]),
+        _image_cnn([(32, 1, 7), (64, 2, 7), (64, 1, 7), (96, 2, 7)]),
     ),
     "vgg8": Preset(
         "colour images of 32x32",

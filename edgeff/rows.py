@@ -8,6 +8,7 @@ bytes of the process; what the kernel keeps of a file that is read in the ordina
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def row_index(key: Index, rows: int) -> NDArray[np.int64]:
 class FileRows:
     """Rows of one uncompressed file.
 
-    The file is opened for each read: there is nothing to close, and the rows can be copied to another process or thread.
+    The file is opened for each read: there is nothing to close, and rows can be used from any thread or process.
 
     Attributes:
         path: The file.
@@ -115,7 +116,7 @@ class FileRows:
         try:
             # Unbuffered: the bytes go from the kernel into `out`, with no copy between.
             with self.path.open("rb", buffering=0) as file:
-                self._fill(file, index, memoryview(out.reshape(-1).view(np.uint8)))
+                self._fill(file, index, out.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise DataError(f"`{self.path}` cannot be read: {error.strerror or error}") from error
         return out.astype(self.dtype, copy=False)
@@ -132,7 +133,7 @@ def _runs(index: NDArray[np.int64], *, whole: bool) -> Iterator[tuple[int, int]]
     """Positions and lengths of stretches of consecutive row numbers: one read serves each."""
     breaks = np.flatnonzero(np.diff(index) != 1) + 1 if whole else np.arange(1, len(index))
     edges = [0, *breaks.tolist(), len(index)] if len(index) else []
-    for first, past in zip(edges, edges[1:], strict=False):
+    for first, past in itertools.pairwise(edges):
         yield first, past - first
 
 

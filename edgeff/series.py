@@ -1,8 +1,8 @@
 """Time series as text: the UCR archive's `.tsv` and the UEA archive's `.ts`.
 
-A file is gone through twice, once for labels and lengths and once for values, so that it never has to be held whole. The
-other half of a pair (`_TRAIN`, `_TEST`) that lies beside it has a say in the classes and the length: both halves then give
-the same labels and the same row shape.
+A file is gone through twice, once for labels and lengths and once for values, so that it never has to be held whole.
+The other half of a pair (`_TRAIN`, `_TEST`) that lies beside it has a say in the classes and the length: both halves
+then give the same labels and the same row shape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 from edgeff.cache import COMPRESSED, hold, open_stream, plain_name
 from edgeff.dataset import Dataset
-from edgeff.errors import DataError
 from edgeff.rows import Array
 
 SERIES_SUFFIXES = (".tsv", ".ts")
@@ -159,7 +158,7 @@ def _uea_classes(stream: IO[bytes]) -> frozenset[str]:
             case "@classlabel", _:
                 names = frozenset(_label(word) for word in words[1:])
             case head, _ if not head.startswith(("@", "#")):
-                raise ValueError(f"its header holds `{key[:40]}`, needed lines that begin with `@` or `#` before `@data`")
+                raise ValueError(f"`{key[:40]}` is in its header, needed only lines that begin with `@` or `#`")
     raise EOFError("it ends before the line `@data`")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from edgeff.export.lowering import Call, Expanded, Filled, Lowered, translates
 
 aten = torch.ops.aten
 
-# --- elementwise ---------------------------------------------------------------------------------------------------------
+# --- elementwise ------------------------------------------------------------------------------------------------------
 
 _UNARY = {
     aten.relu.default: "Relu",
@@ -118,7 +119,7 @@ _BINARY = {
 def _binary(call: Call) -> Lowered:
     operator = _BINARY[call.target]
     left, right = call.loose(0, call.dtype), call.loose(1, call.dtype)
-    alpha = call.node.kwargs.get("alpha", 1)
+    alpha: Any = call.node.kwargs.get("alpha", 1)
     if alpha != 1:
         right = right * float(alpha)
     smallest = broadcast(left.shape, right.shape)
@@ -171,9 +172,7 @@ def _tensor_dtype(call: Call) -> str:
     return str(np.result_type(*found))
 
 
-@translates(
-    aten.logical_and.default, aten.logical_or.default, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor
-)
+@translates(aten.logical_and.default, aten.logical_or.default, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor)
 def _logical(call: Call) -> Lowered:
     if call.dtype != "bool":
         raise ValueError("bit operations on numbers are not supported")
@@ -183,9 +182,7 @@ def _logical(call: Call) -> Lowered:
 
 @translates(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(call: Call) -> Lowered:
-    return call.elementwise(
-        "Where", call.loose(0, "bool"), call.loose(1, call.dtype), call.loose(2, call.dtype)
-    )
+    return call.elementwise("Where", call.loose(0, "bool"), call.loose(1, call.dtype), call.loose(2, call.dtype))
 
 
 @translates(aten.clamp.default, aten.hardtanh.default)
@@ -217,7 +214,7 @@ def _copy(call: Call) -> Lowered:
     return value if value.shape == call.shape else Expanded(value, call.shape)
 
 
-# --- constants -----------------------------------------------------------------------------------------------------------
+# --- constants --------------------------------------------------------------------------------------------------------
 
 
 @translates(aten.full.default, aten.full_like.default, aten.new_full.default)
@@ -263,7 +260,7 @@ def _arange(call: Call) -> Lowered:
     return call.graph.constant(start + step * np.arange(length), call.dtype)
 
 
-# --- reductions ----------------------------------------------------------------------------------------------------------
+# --- reductions -------------------------------------------------------------------------------------------------------
 
 _REDUCE = {
     aten.sum.default: "ReduceSum",
@@ -289,9 +286,9 @@ def _argmax(call: Call) -> Lowered:
     axis, keep = call.argument(1, "dim"), bool(call.argument(2, "keepdim", False))
     if axis is None:
         raise ValueError("argmax over all axes is not supported")
-    return call.graph.node(
-        "ArgMax", [call.tensor(0)], [(call.shape, "int64")], {"axis": axis, "keepdims": int(keep)}
-    )[0]
+    return call.graph.node("ArgMax", [call.tensor(0)], [(call.shape, "int64")], {"axis": axis, "keepdims": int(keep)})[
+        0
+    ]
 
 
 @translates(aten._softmax.default, aten._safe_softmax.default)
@@ -306,7 +303,7 @@ def _log_softmax(call: Call) -> Lowered:
     return call.graph.node("LogSoftmax", [x], [(x.shape, x.dtype)], {"axis": call.argument(1)})[0]
 
 
-# --- matrices ------------------------------------------------------------------------------------------------------------
+# --- matrices ---------------------------------------------------------------------------------------------------------
 
 
 @translates(aten.mm.default)
@@ -316,7 +313,7 @@ def _mm(call: Call) -> Lowered:
 
 @translates(aten.addmm.default)
 def _addmm(call: Call) -> Lowered:
-    factors = {"alpha": call.node.kwargs.get("alpha", 1.0), "beta": call.node.kwargs.get("beta", 1.0)}
+    factors: dict[str, Any] = {"alpha": call.node.kwargs.get("alpha", 1.0), "beta": call.node.kwargs.get("beta", 1.0)}
     changed = {name: float(factor) for name, factor in factors.items() if factor != 1}
     return call.graph.gemm(call.tensor(1), call.tensor(2), call.loose(0), **changed)
 
@@ -326,7 +323,7 @@ def _bmm(call: Call) -> Lowered:
     return call.graph.node("MatMul", [call.tensor(0), call.tensor(1)], [(call.shape, call.dtype)])[0]
 
 
-# --- shapes --------------------------------------------------------------------------------------------------------------
+# --- shapes -----------------------------------------------------------------------------------------------------------
 
 
 @translates(
@@ -398,7 +395,8 @@ def _slice(call: Call) -> Lowered:
     if x.shape == call.shape:
         return x
     axis = (call.argument(1, "dim", 0) or 0) % len(x.shape)
-    start, stop, step = _bounds(x, axis, call.argument(2, "start"), call.argument(3, "end"), call.argument(4, "step", 1))
+    first, last, step = call.argument(2, "start"), call.argument(3, "end"), call.argument(4, "step", 1)
+    start, stop, step = _bounds(x, axis, first, last, step)
     return call.graph.slice(x, axis, start, stop, step)
 
 
@@ -490,9 +488,7 @@ def _split(call: Call) -> Lowered:
     x, sizes = call.tensor(0), call.argument(1)
     axis = (call.argument(2, "dim", 0) or 0) % len(x.shape)
     starts = np.cumsum([0, *sizes])
-    return tuple(
-        call.graph.slice(x, axis, int(start), int(stop)) for start, stop in zip(starts[:-1], starts[1:], strict=True)
-    )
+    return tuple(call.graph.slice(x, axis, int(start), int(stop)) for start, stop in itertools.pairwise(starts))
 
 
 @translates(aten.gather.default)

@@ -1,11 +1,12 @@
 """What the exporter guarantees, measured before anything is written.
 
-Every graph runs on onnxruntime as the device will run it, new values bound over the old ones, and is compared with torch
-autograd and the optimiser's formula at two batch sizes.
+Every graph runs on onnxruntime as the device will run it, new values bound over the old ones, and is compared with
+torch autograd and the optimiser's formula at two batch sizes.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from edgeff.export.ir import IR_VERSION, OPSET
 from edgeff.export.tracing import gradients_function
 from edgeff.manifest import GraphKind, OptimizerSpec
 from edgeff.optimizer import optimizer, rates, slots
+from edgeff.probe import evaluating
 
 TOLERANCE = 1e-5  # of float32 sums in another order, relative to the tensor's largest absolute value
 MICRO_BATCHES = (3, 8)
@@ -104,9 +106,7 @@ def session(model: onnx.ModelProto | bytes) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise EngineError(
-            "no onnxruntime is installed", hint='run `pip install "edgeff[workstation]"`'
-        ) from error
+        raise EngineError("no onnxruntime is installed", hint='run `pip install "edgeff[workstation]"`') from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
@@ -125,8 +125,8 @@ def make_trial(
 ) -> Trial:
     """Draw a state and let torch compute what every graph should give.
 
-    Optimiser state and gradients are drawn away from zero: from a state of zero, AdamW's first step is the gradient's sign,
-    which rounding decides for entries near zero.
+    Optimiser state and gradients are drawn away from zero: from a state of zero, AdamW's first step is the gradient's
+    sign, which rounding decides for entries near zero.
     """
     draw = torch.Generator().manual_seed(seed)
     x = _random_rows(block, input_dtype, rows, draw)
@@ -174,15 +174,9 @@ def _reference(
     graphs: BlockGraphs,
 ) -> dict[str, torch.Tensor]:
     seeded = seed is not None and any(value.name == "seed" for value in graphs.models["step"].graph.input)
-    training = block.training
-    block.eval()
-    try:
-        if seeded and seed is not None:
-            with seeded_dropout(block, seed):
-                return gradients_function(block)(parameters, buffers, x, y, row_weight)
+    dropping = seeded_dropout(block, seed) if seeded and seed is not None else contextlib.nullcontext()
+    with evaluating(block), dropping:
         return gradients_function(block)(parameters, buffers, x, y, row_weight)
-    finally:
-        block.train(training)
 
 
 def _updated(
@@ -208,9 +202,7 @@ def run_in_place(model: onnx.ModelProto, run: Any, feeds: Mapping[str, np.ndarra
     """
     from onnxruntime import OrtValue
 
-    values = {
-        value.name: OrtValue.ortvalue_from_numpy(feeds[value.name].copy()) for value in model.graph.input
-    }
+    values = {value.name: OrtValue.ortvalue_from_numpy(feeds[value.name].copy()) for value in model.graph.input}
     renewed = {target: source for source, target in in_place_pairs(model)}
     binding = run.io_binding()
     for name, value in values.items():

@@ -1,7 +1,7 @@
 """Dropout whose mask is a function of a seed input, with the same bits in torch and in onnxruntime.
 
-ONNX's random operators keep hidden state, so a resumed run could not repeat them. Here the mask is an integer hash of seed,
-layer, row and position, made of int64 products and remainders that both sides compute exactly.
+ONNX's random operators keep hidden state, so a resumed run could not repeat them. Here the mask is an integer hash of
+seed, layer, row and position, made of int64 products and remainders that both sides compute exactly.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def seeded_dropout(block: nn.Module, seed: torch.Tensor) -> Iterator[None]:
     layers = dropouts(block)
     try:
         for number, layer in enumerate(layers):
-            layer.forward = _Seeded(layer, seed, number)  # type: ignore[method-assign]
+            layer.forward = _Seeded(layer, seed, number)
         yield
     finally:
         for layer in layers:

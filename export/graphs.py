@@ -121,9 +121,7 @@ class _Inputs:
 
     def of_parameters(self, graph: Graph, role: str) -> dict[str, Value]:
         """One input per parameter, of its shape."""
-        return {
-            f"{role}.{name}": graph.input(f"{role}.{name}", shape) for name, shape in self.parameters.items()
-        }
+        return {f"{role}.{name}": graph.input(f"{role}.{name}", shape) for name, shape in self.parameters.items()}
 
 
 def _learning_outputs(traced: TracedBlock, last: bool) -> list[str]:
@@ -176,9 +174,7 @@ def _emit_updates(graph: Graph, inputs: _Inputs, spec: OptimizerSpec, gradients:
     state = {slot: inputs.of_parameters(graph, f"state.{slot}") for slot in slots(spec)}
     for name, gradient in gradients.items():
         own = {slot: values[f"state.{slot}.{name}"] for slot, values in state.items()}
-        new, new_state = optimizer(spec).update(
-            parameters[f"parameter.{name}"], gradient, own, scalars, spec.settings
-        )
+        new, new_state = optimizer(spec).update(parameters[f"parameter.{name}"], gradient, own, scalars, spec.settings)
         graph.output(f"new.parameter.{name}", new)
         for slot, value in new_state.items():
             graph.output(f"new.state.{slot}.{name}", value)

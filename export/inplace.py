@@ -1,8 +1,9 @@
 """Proof that a weight and its new value may share one buffer.
 
-onnxruntime may run nodes in any order that respects data dependencies. Sharing is safe exactly when every node that reads the
-old value is an ancestor of the node that writes the new one, or is that node itself and works element by element. Where a
-reader is not an ancestor, a dependency without a value is added, so that the proof holds for every order.
+onnxruntime may run nodes in any order that respects data dependencies. Sharing is safe exactly when every node that
+reads the old value is an ancestor of the node that writes the new one, or is that node itself and works element by
+element. Where a reader is not an ancestor, a dependency without a value is added, so that the proof holds for every
+order.
 """
 
 from __future__ import annotations

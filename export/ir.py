@@ -1,7 +1,7 @@
 """A small builder of ONNX graphs: values that know their shape, nodes emitted once.
 
-Every dimension is a number or a multiple of the micro-batch. The builder shares equal nodes and equal constants as they are
-emitted, so graphs come out lean without a pass that searches for duplicates.
+Every dimension is a number or a multiple of the micro-batch. The builder shares equal nodes and equal constants as they
+are emitted, so graphs come out lean without a pass that searches for duplicates.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def broadcast(*shapes: Shape) -> Shape:
     rank = max(len(shape) for shape in shapes)
     out: list[Dim] = []
     for axis in range(rank):
-        dims = {
-            shape[axis - rank + len(shape)] for shape in shapes if axis - rank + len(shape) >= 0
-        } - {1}
+        dims = {shape[axis - rank + len(shape)] for shape in shapes if axis - rank + len(shape) >= 0} - {1}
         if len(dims) > 1:
             raise ValueError(f"shapes do not broadcast: {shapes}")
         out.append(dims.pop() if dims else 1)
@@ -195,9 +193,7 @@ class Graph:
             )
             self.values |= {value.name: value for value in made}
             self.nodes.append(
-                helper.make_node(
-                    operator, names, [value.name for value in made], name=made[0].name, **attributes
-                )
+                helper.make_node(operator, names, [value.name for value in made], name=made[0].name, **attributes)
             )
             self.producers |= {value.name: self.nodes[-1] for value in made}
             self._known[key] = made
@@ -245,16 +241,13 @@ class Graph:
     def reduce(self, operator: str, value: Value, axes: Sequence[int], *, keep: bool) -> Value:
         """Reduce over axes (ReduceSum takes them as an input, the others as an attribute, at opset 17)."""
         axes = sorted(axis % len(value.shape) for axis in axes)
-        shape = tuple(
-            1 if axis in axes else dim for axis, dim in enumerate(value.shape) if keep or axis not in axes
-        )
+        shape = tuple(1 if axis in axes else dim for axis, dim in enumerate(value.shape) if keep or axis not in axes)
         if not axes:
             return value
         if operator == "ReduceSum":
-            inputs, attributes = [value, self.constant(np.array(axes, np.int64))], {"keepdims": int(keep)}
-        else:
-            inputs, attributes = [value], {"keepdims": int(keep), "axes": axes}
-        return self.node(operator, inputs, [(shape, value.dtype)], attributes)[0]
+            inputs = [value, self.constant(np.array(axes, np.int64))]
+            return self.node(operator, inputs, [(shape, value.dtype)], {"keepdims": int(keep)})[0]
+        return self.node(operator, [value], [(shape, value.dtype)], {"keepdims": int(keep), "axes": axes})[0]
 
     def output(self, name: str, value: Value) -> None:
         """Declare a graph output. The value keeps its own name inside; `to_model` renames it."""
@@ -289,8 +282,9 @@ class Graph:
 
     def filled(self, number: float, shape: Shape, dtype: str) -> Value:
         """A tensor of one number."""
-        if all(isinstance(dim, int) for dim in shape):
-            return self.constant(np.full(shape, number, dtype))
+        numbers = [dim for dim in shape if isinstance(dim, int)]
+        if len(numbers) == len(shape):
+            return self.constant(np.full(numbers, number, dtype))
         value = helper.make_tensor("value", _ONNX_DTYPE[dtype], [1], [number])
         return self.node("ConstantOfShape", [self.shape_tensor(shape)], [(shape, dtype)], {"value": value})[0]
 
@@ -308,8 +302,7 @@ class Graph:
         if not any(before) and not any(after):
             return value
         shape = tuple(
-            dim + b + a if isinstance(dim, int) else dim
-            for dim, b, a in zip(value.shape, before, after, strict=True)
+            dim + b + a if isinstance(dim, int) else dim for dim, b, a in zip(value.shape, before, after, strict=True)
         )
         pads = self.constant(np.array([*before, *after], np.int64))
         fill = self.constant(np.asarray(number, value.dtype))

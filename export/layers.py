@@ -16,7 +16,7 @@ from edgeff.export.lowering import Call, Lowered, translates
 aten = torch.ops.aten
 
 
-# --- convolution ---------------------------------------------------------------------------------------------------------
+# --- convolution ------------------------------------------------------------------------------------------------------
 
 
 @translates(aten.convolution.default)
@@ -33,9 +33,7 @@ def _convolution(call: Call) -> Lowered:
         "group": call.argument(8),
     }
     inputs = [call.tensor(0), weight, call.optional(2)]
-    return call.graph.node(
-        "Conv", inputs if inputs[2] else inputs[:2], [(call.shape, call.dtype)], attributes
-    )[0]
+    return call.graph.node("Conv", inputs if inputs[2] else inputs[:2], [(call.shape, call.dtype)], attributes)[0]
 
 
 @translates(aten.convolution_backward.default)
@@ -69,9 +67,7 @@ class Window:
         """Entries at the end of each axis that no window reaches (`output_padding` of the transposed convolution)."""
         return [
             n - ((o - 1) * s - 2 * p + d * (k - 1) + 1)
-            for n, o, s, p, d, k in zip(
-                size, out, self.stride, self.padding, self.dilation, self.kernel, strict=True
-            )
+            for n, o, s, p, d, k in zip(size, out, self.stride, self.padding, self.dilation, self.kernel, strict=True)
         ]
 
 
@@ -161,7 +157,7 @@ def _numbers(dims: Shape) -> list[int]:
     return [dim for dim in dims if isinstance(dim, int)]
 
 
-# --- normalisation -------------------------------------------------------------------------------------------------------
+# --- normalisation ----------------------------------------------------------------------------------------------------
 
 
 @translates(aten.native_layer_norm.default)
@@ -210,7 +206,7 @@ def _normalise(graph: Graph, x: Value, axes: list[int], epsilon: float) -> tuple
 
 def _instance_norm(graph: Graph, x: Value, grouped: Shape, epsilon: float) -> Value:
     """The same in one kernel and without temporaries, where nothing reads the statistics."""
-    groups = grouped[1]
+    (groups,) = _numbers(grouped[1:2])
     scale, shift = graph.constant(np.ones(groups, np.float32)), graph.constant(np.zeros(groups, np.float32))
     inputs = [graph.reshape(x, grouped), scale, shift]
     y = graph.node("InstanceNormalization", inputs, [(grouped, x.dtype)], {"epsilon": epsilon})[0]
@@ -222,7 +218,7 @@ def _affine(y: Value, weight: Value | None, bias: Value | None) -> Value:
     return y if bias is None else y + bias
 
 
-# --- embedding -----------------------------------------------------------------------------------------------------------
+# --- embedding --------------------------------------------------------------------------------------------------------
 
 
 @translates(aten.embedding.default)
@@ -235,13 +231,9 @@ def _embedding_backward(call: Call) -> Lowered:
     gradient, indices = call.tensor(0), call.tensor(1)
     padding_index: Any = call.argument(3)
     if padding_index >= 0:
-        is_padding = call.graph.elementwise(
-            "Equal", indices, call.graph.constant(padding_index, "int64"), dtype="bool"
-        )
+        is_padding = call.graph.elementwise("Equal", indices, call.graph.constant(padding_index, "int64"), dtype="bool")
         keep = call.graph.cast(call.graph.elementwise("Not", is_padding), "float32")
         gradient = gradient * call.graph.reshape(keep, (*indices.shape, 1))
     zeros = call.graph.filled(0.0, call.shape, call.dtype)
     places = call.graph.reshape(indices, (*indices.shape, 1))
-    return call.graph.node(
-        "ScatterND", [zeros, places, gradient], [(call.shape, call.dtype)], {"reduction": "add"}
-    )[0]
+    return call.graph.node("ScatterND", [zeros, places, gradient], [(call.shape, call.dtype)], {"reduction": "add"})[0]

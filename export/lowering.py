@@ -1,7 +1,7 @@
 """From aten operators to an ONNX graph, operator by operator.
 
-`TRANSLATIONS` maps an aten operator to a function that emits ONNX nodes. Only what the wanted outputs need is visited, so one
-trace serves the `step`, `accumulate` and `forward` graphs.
+`TRANSLATIONS` maps an aten operator to a function that emits ONNX nodes. Only what the wanted outputs need is visited,
+so one trace serves the `step`, `accumulate` and `forward` graphs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def dim_of(size: int) -> Dim:
 
 
 def dtype_of(dtype: torch.dtype) -> str:
-    """numpy's name of a torch dtype."""
+    """The name that numpy has for a torch dtype."""
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype} is not supported")
     return _DTYPES[dtype]
@@ -96,7 +96,7 @@ class Call:
 
     @property
     def dtype(self) -> str:
-        """dtype of the (first) result."""
+        """Element type of the (first) result, by numpy's name."""
         value = self.node.meta["val"]
         return dtype_of((value[0] if isinstance(value, tuple | list) else value).dtype)
 
@@ -171,7 +171,7 @@ def translates(*operators: Any) -> Callable[[Translation], Translation]:
     """Register a translation for aten operators."""
 
     def register(function: Translation) -> Translation:
-        TRANSLATIONS.update({operator: function for operator in operators})
+        TRANSLATIONS.update(dict.fromkeys(operators, function))
         return function
 
     return register

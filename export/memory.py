@@ -1,8 +1,8 @@
 """How many bytes a graph holds at once, as a function of the micro-batch.
 
-A liveness pass over the nodes in order: a tensor lives from the node that makes it to its last reader. Graph inputs and outputs
-are not counted, since the runtime owns their buffers. Views (a reshape, say) share the bytes of what they show, and an
-elementwise operator writes over an operand that dies there, as onnxruntime does.
+A liveness pass over the nodes in order: a tensor lives from the node that makes it to its last reader. Graph inputs and
+outputs are not counted, since the runtime owns their buffers. Views (a reshape, say) share the bytes of what they show,
+and an elementwise operator writes over an operand that dies there, as onnxruntime does.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from edgeff.manifest import Line
 
 _IN_PLACE = frozenset(
     {
-        "Abs", "Add", "Cast", "Clip", "Div", "Exp", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "Reciprocal", "Relu",
-        "ScatterElements", "ScatterND", "Sigmoid", "Softmax", "Sqrt", "Sub", "Tanh", "Where",
+        "Abs", "Add", "Cast", "Clip", "Div", "Exp", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "Reciprocal",
+        "Relu", "ScatterElements", "ScatterND", "Sigmoid", "Softmax", "Sqrt", "Sub", "Tanh", "Where",
     }
 )  # fmt: skip
-_DTYPE = {
+_DTYPE: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
     TensorProto.INT64: "int64",

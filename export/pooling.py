@@ -13,7 +13,7 @@ from edgeff.export.lowering import Call, Lowered, translates
 
 aten = torch.ops.aten
 
-# --- maximum -------------------------------------------------------------------------------------------------------------
+# --- maximum ----------------------------------------------------------------------------------------------------------
 
 
 def _max_window(call: Call, first: int) -> dict[str, list[int] | int]:
@@ -62,14 +62,15 @@ def _unpool(call: Call, indices: Value, window: dict[str, list[int] | int]) -> V
     kernel, strides = window["kernel_shape"], window["strides"]
     if _stands_apart(window, x.shape, gradient.shape):
         shape = call.graph.node("Shape", [x], [((len(x.shape),), "int64")])[0]
+        operands = [gradient, indices, shape]
         attributes = {"kernel_shape": kernel, "strides": strides}
-        return call.graph.node("MaxUnpool", [gradient, indices, shape], [(x.shape, x.dtype)], attributes)[0]
+        return call.graph.node("MaxUnpool", operands, [(x.shape, x.dtype)], attributes)[0]
     # Windows overlap: one place may be the maximum of several, and their gradients add up.
     graph = call.graph
     zeros = graph.filled(0.0, _flat(x.shape), x.dtype)
     flat = [graph.reshape(value, _flat(value.shape)) for value in (indices, gradient)]
-    attributes = {"axis": 0, "reduction": "add"}
-    summed = graph.node("ScatterElements", [zeros, *flat], [(zeros.shape, x.dtype)], attributes)[0]
+    adding = {"axis": 0, "reduction": "add"}
+    summed = graph.node("ScatterElements", [zeros, *flat], [(zeros.shape, x.dtype)], adding)[0]
     return graph.reshape(summed, x.shape)
 
 
@@ -87,7 +88,7 @@ def _flat(shape: Shape) -> Shape:
     return (Rows(math.prod(dim if isinstance(dim, int) else dim.per_row for dim in shape)),)
 
 
-# --- average -------------------------------------------------------------------------------------------------------------
+# --- average ----------------------------------------------------------------------------------------------------------
 
 
 def _average_window(call: Call, first: int) -> tuple[list[int], list[int], list[int], bool, bool]:
@@ -190,7 +191,7 @@ def _matrix_unpool(
 
 
 def _sandwich(graph: Graph, x: Value, rows: np.ndarray, columns: np.ndarray, out: Shape) -> Value:
-    """rows @ x @ columns.T over the last two axes: averaging along one axis, then the other."""
+    """`rows @ x @ columns.T` over the last two axes: averaging along one axis, then the other."""
     middle = (*x.shape[:3], columns.shape[0])
     right = graph.constant(np.ascontiguousarray(columns.T, x.dtype))
     narrowed = graph.node("MatMul", [x, right], [(middle, x.dtype)])[0]
@@ -198,7 +199,7 @@ def _sandwich(graph: Graph, x: Value, rows: np.ndarray, columns: np.ndarray, out
 
 
 def _window_matrix(size: int, out: int, kernel: int, stride: int, padding: int, count_pads: bool) -> np.ndarray:
-    """(out, size): what each window takes of each entry along one axis. torch counts pads inside the padded map only."""
+    """(out, size): the share of each entry in each window of one axis. torch counts pads inside the padded map only."""
     matrix = np.zeros((out, size))
     for window in range(out):
         start = window * stride - padding
@@ -217,7 +218,7 @@ def _adaptive_matrix(size: int, out: int) -> np.ndarray:
     return matrix
 
 
-# --- windows -------------------------------------------------------------------------------------------------------------
+# --- windows ----------------------------------------------------------------------------------------------------------
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

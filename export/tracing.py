@@ -1,9 +1,9 @@
 """From a block to one flat graph of aten operators: forward, loss, and every gradient.
 
-`torch.func` differentiates the block's own loss; `make_fx` records what that does as aten operators over fake tensors. Nothing
-is computed, so tracing takes a fraction of a second whatever the model, and the batch may be any size: it is a prime so large
-that a dimension is a multiple of it only if it comes from the batch. (Symbolic sizes would say the same, but torch fixes them
-to a number inside `torch.func.grad` for some layers, a `Linear` over tokens among them.)
+`torch.func` differentiates the block's own loss; `make_fx` records what that does as aten operators over fake tensors.
+Nothing is computed, so tracing takes a fraction of a second whatever the model, and the batch may be any size: it is a
+prime so large that a dimension is a multiple of it only if it comes from the batch. (Symbolic sizes would say the same,
+but torch fixes them to a number inside `torch.func.grad` for some layers, a `Linear` over tokens among them.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgeff.errors import ExportError
 from edgeff.export.dropout import seeded_dropout
+from edgeff.probe import evaluating
 
 TRACED_ROWS = 1_000_003
 
@@ -124,7 +125,7 @@ def trace_block(
         outputs[:] = list(found)
         return tuple(found.values())
 
-    table = {op: rule for op, rule in core_aten_decompositions().items() if op not in native}
+    table = {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in native}
     try:
         with _plain_kernels(block):
             module = make_fx(flat, tracing_mode="fake", decomposition_table=table)(*arguments)
@@ -154,14 +155,11 @@ def trace_block(
 
 @contextlib.contextmanager
 def _plain_kernels(block: nn.Module) -> Iterator[None]:
-    """Evaluation mode, attention as plain matrix products, and no fused inference paths, for as long as a trace takes."""
-    training = block.training
+    """Evaluation mode, attention as plain matrix products, no fused inference paths, for as long as a trace takes."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    block.eval()
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with evaluating(block), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        block.train(training)
         torch.backends.mha.set_fastpath_enabled(fast)

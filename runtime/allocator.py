@@ -1,7 +1,9 @@
 """The C allocator's settings, which move the measured peak more than the planner can.
 
-With glibc's defaults, activations of a run stay in the heap after they are freed and the next run finds them in the wrong
-places: the resident peak of one and the same step graph was between 5 and 16 activations over five runs. With a fixed limit
+With glibc's defaults, activations of a run stay in the heap after they are freed and the next run finds them in the
+wrong
+places: the resident peak of one and the same step graph was between 5 and 16 activations over five runs. With a fixed
+    limit
 above which each block of memory is its own mapping, it was 4.0 in every run, which is what the graph holds at once.
 """
 

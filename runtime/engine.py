@@ -1,7 +1,7 @@
 """Running graphs. The only file that imports onnxruntime, and not before an engine is made.
 
-An engine loads a graph from its bytes and binds it to numpy arrays that the caller owns: nothing is copied in or out, and an
-output bound to the array of an input is written over it.
+An engine loads a graph from its bytes and binds it to numpy arrays that the caller owns: nothing is copied in or out,
+and an output bound to the array of an input is written over it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Graph(Protocol):
 
         Args:
             arrays: By name; C-contiguous, of the right dtype and shape, and unchanged in place while the call is used.
-                An output `new.X` that is not named is bound to the array of `X`. Names that the graph lacks are ignored.
+                An output `new.X` that is not named is bound to the array of `X`. Names that the graph lacks are
+                ignored.
 
         Raises:
             EngineError: An array is missing or does not fit.
@@ -158,7 +159,8 @@ class OnnxRuntime:
 
     def _options(self) -> Any:
         options = self._module.SessionOptions()
-        # The arena keeps what it ever took; with the allocator's thresholds set, plain malloc returns it after each run.
+        # The arena keeps what it ever took; with the allocator's thresholds set, plain malloc returns it after each
+        # run.
         options.enable_cpu_mem_arena = False
         # A pattern packs a run's tensors into one block: measured, the same peak, less where a run ends early.
         options.enable_mem_pattern = False
@@ -242,7 +244,9 @@ def physical_cores() -> int:
     """Physical cores this process may use; logical ones where the system does not tell."""
     usable = _usable_cpus()
     try:
-        siblings = {Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in usable}
+        siblings = {
+            Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in usable
+        }
     except OSError:
         return len(usable)
     return len(siblings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Evaluation:
 
     Attributes:
         accuracy: Part of the rows whose fused prediction is right.
-        log_loss: Mean over the rows of minus the log-probability of the right class under the fused prediction.
+        log_loss: Mean over the rows of minus the log-probability of the right class under the fused prediction; None
+            where it is not finite.
         per_class: Accuracy on the rows of each class; None for a class without rows.
         per_block: Accuracy of each block by itself.
         rows: Evaluated.
@@ -31,7 +33,7 @@ class Evaluation:
     """
 
     accuracy: float
-    log_loss: float
+    log_loss: float | None
     per_class: tuple[float | None, ...]
     per_block: Mapping[str, float]
     rows: int
@@ -78,9 +80,7 @@ def predict(network: Network, x: Rows, *, micro_batch: int = DEFAULT_MICRO_BATCH
     return out
 
 
-def evaluate(
-    network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: int = DEFAULT_MICRO_BATCH
-) -> Evaluation:
+def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: int = DEFAULT_MICRO_BATCH) -> Evaluation:
     """Compare predictions with labels.
 
     Args:
@@ -107,7 +107,7 @@ def evaluate(
     names = [block.name for block in manifest.blocks]
     return Evaluation(
         accuracy=float(right.mean()),
-        log_loss=loss / len(y),
+        log_loss=loss / len(y) if math.isfinite(loss) else None,
         per_class=_per_class(right, y, len(manifest.classes)),
         per_block=dict(zip(names, (right_by_block / len(y)).tolist(), strict=True)),
         rows=len(y),
@@ -136,15 +136,17 @@ def forward(network: Network, x: Rows, *, blocks: int, micro_batch: int) -> Iter
 
 def _right(log_probabilities: Array, y: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which rows are predicted right; one with NaN is not, whatever argmax says of it."""
-    return (log_probabilities.argmax(axis=1) == y) & ~np.isnan(log_probabilities).any(axis=1)
+    right: NDArray[np.bool_] = (log_probabilities.argmax(axis=1) == y) & ~np.isnan(log_probabilities).any(axis=1)
+    return right
 
 
 def _log_loss(fused: Array, y: NDArray[np.int64]) -> float:
     """Sum over the rows, in double precision."""
     values = fused.astype(np.float64)
-    top = values.max(axis=1, keepdims=True)
-    log_total = top[:, 0] + np.log(np.exp(values - top).sum(axis=1))
-    return float((log_total - values[np.arange(len(y)), y]).sum())
+    with np.errstate(invalid="ignore"):  # of weights that training blew up, the loss is NaN
+        top = values.max(axis=1, keepdims=True)
+        log_total = top[:, 0] + np.log(np.exp(values - top).sum(axis=1))
+        return float((log_total - values[np.arange(len(y)), y]).sum())
 
 
 def _per_class(right: NDArray[np.bool_], y: NDArray[np.int64], classes: int) -> tuple[float | None, ...]:

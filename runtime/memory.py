@@ -30,7 +30,7 @@ class BlockMemory:
 
     def weights(self) -> dict[str, Array]:
         """The arrays themselves of parameters and buffers, by their key in a weights file."""
-        found = {}
+        found: dict[str, Array] = {}
         for role, specs in (("parameter", self.spec.parameters), ("buffer", self.spec.buffers)):
             found |= {f"{self.spec.name}.{spec.name}": self.arrays[f"{role}.{spec.name}"] for spec in specs}
         return found
@@ -69,9 +69,7 @@ def allocate_memory(
     arrays = {f"parameter.{tensor.name}": _weight(spec, tensor, weights) for tensor in spec.parameters}
     arrays |= {f"buffer.{tensor.name}": _weight(spec, tensor, weights) for tensor in spec.buffers}
     if trained:
-        arrays |= {
-            f"state.{slot}.{tensor.name}": _zeros(tensor) for slot in spec.slots for tensor in spec.parameters
-        }
+        arrays |= {f"state.{slot}.{tensor.name}": _zeros(tensor) for slot in spec.slots for tensor in spec.parameters}
     if trained and accumulate:
         arrays |= {f"gradient.{tensor.name}": _zeros(tensor) for tensor in spec.parameters}
     return BlockMemory(spec, arrays)

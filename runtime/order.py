@@ -9,22 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeff.errors import RunError
-
-# Keep the orders of the two kinds of rows apart.
-_OWN, _REPLAY = 0, 1
+from edgeff.split import batches
 
 
 @dataclass(frozen=True)
 class MixedOrder:
     """Batches of own rows with replay rows mixed in.
 
-    An epoch passes once through the own rows. Replay rows follow one another through shuffled passes of their own, however
-    many own rows there are.
+    An epoch passes once through the own rows. Replay rows follow one another through shuffled passes of their own,
+    however many own rows there are.
 
     Attributes:
         own_rows: Numbered from 0.
         replay_rows: Numbered on from `own_rows`.
-        batch_size: Rows of a batch; the last one of an epoch may have fewer.
+        batch_size: Most rows of a batch. An epoch's batches are as equal as can be: a small last one would be a noisy
+            step.
         replay_fraction: Part of a batch that is replay rows; 0 where there are none.
         seed: Of the shuffling.
     """
@@ -38,6 +37,8 @@ class MixedOrder:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.own_rows < 1:
             raise RunError(f"`{self.own_rows}` rows in batches of `{self.batch_size}` make no batch, needed 1 or more")
+        if self.seed < 0:
+            raise RunError(f"the seed must be 0 or more, got `{self.seed}`")
         if not 0 <= self.replay_fraction < 1:
             raise RunError(f"the replay fraction must be from 0 to below 1, got `{self.replay_fraction}`")
 
@@ -59,7 +60,7 @@ class MixedOrder:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches, the last included.
+        """Batches of one pass through the own rows.
 
         >>> MixedOrder(13, 50, batch_size=8, replay_fraction=0.25, seed=0).batches_per_epoch
         3
@@ -73,25 +74,36 @@ class MixedOrder:
             epoch: Counts from 1.
             first: Batch to begin with; counts from 0.
         """
-        own = _permutation(self.own_rows, self.seed, _OWN, epoch)
+        own = _shuffled(self.own_rows, self.seed, epoch)
+        parts = even_parts(own, self.own_per_batch)
         for batch in range(first, self.batches_per_epoch):
-            chosen = own[batch * self.own_per_batch : (batch + 1) * self.own_per_batch]
-            yield np.concatenate([chosen, self._replay((epoch - 1) * self.batches_per_epoch + batch, len(chosen))])
+            step = (epoch - 1) * self.batches_per_epoch + batch
+            yield np.concatenate([parts[batch], self._replay(step, len(parts[batch]))])
 
     def _replay(self, step: int, own: int) -> NDArray[np.int64]:
-        """Replay rows for a step (from 0): in a batch that is not full, in the same proportion."""
+        """Replay rows for a step (from 0), in the proportion of a full batch."""
         count = round(self.replay_per_batch * own / self.own_per_batch)
         places = step * self.replay_per_batch + np.arange(count)
         chosen = np.empty(count, np.int64)
         for turn in np.unique(places // self.replay_rows) if count else ():
             here = places // self.replay_rows == turn
-            shuffled = _permutation(self.replay_rows, self.seed, _REPLAY, int(turn))
+            # Below zero, where no run's seed is: another order than that of the own rows.
+            shuffled = _shuffled(self.replay_rows, -1 - self.seed, int(turn))
             chosen[here] = shuffled[places[here] % self.replay_rows]
         return chosen + self.own_rows
 
 
-def _permutation(rows: int, *key: int) -> NDArray[np.int64]:
-    return np.random.default_rng(key).permutation(rows)
+def even_parts(index: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
+    """Consecutive parts of at most `most`, as equal as can be.
+
+    >>> [len(part) for part in even_parts(np.arange(10), 4)]
+    [4, 3, 3]
+    """
+    return np.array_split(index, -(-len(index) // most))
+
+
+def _shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return next(batches(range(rows), rows, seed=seed, epoch=epoch))
 
 
 def graph_seed(seed: int, *, step: int, micro_batch: int, block: int) -> int:

@@ -1,7 +1,7 @@
 """The training loop: every batch passes all blocks in micro-batches, and each block that is trained updates itself.
 
-A block hands over what its weights before the update gave, whether it updates at once (`step`) or when the batch is complete
-(`accumulate`, then `apply`). The trainer yields progress and prints nothing.
+A block hands over what its weights before the update gave, whether it updates at once (`step`) or when the batch is
+complete (`accumulate`, then `apply`). The trainer yields progress and prints nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from edgeff.optimizer import rates
 from edgeff.rows import Rows
 from edgeff.runtime.buffers import Buffers, allocate_buffers
 from edgeff.runtime.engine import Call
+from edgeff.runtime.meter import MemoryReading, Meter
 from edgeff.runtime.network import Chain, Network
-from edgeff.runtime.order import MixedOrder, graph_seed
+from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
 from edgeff.runtime.plan import Plan
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -100,6 +101,7 @@ class Progress:
         rows: Of the batch.
         seconds: It took.
         learning_rate: It used.
+        measured: The process's memory after it; None where nothing measures.
     """
 
     position: Position
@@ -108,6 +110,7 @@ class Progress:
     rows: int
     seconds: float
     learning_rate: float
+    measured: MemoryReading | None = None
 
     @property
     def rows_per_s(self) -> float:
@@ -124,16 +127,25 @@ class Trainer:
         rows: What is trained on.
         learning_rate: By step.
         seed: Of dropout.
+        meter: Measures after every update.
     """
 
     def __init__(
-        self, network: Network, plan: Plan, *, rows: TrainingRows, learning_rate: LearningRate, seed: int
+        self,
+        network: Network,
+        plan: Plan,
+        *,
+        rows: TrainingRows,
+        learning_rate: LearningRate,
+        seed: int,
+        meter: Meter | None = None,
     ) -> None:
         self._network = network
         self._plan = plan
         self._rows = rows
         self._learning_rate = learning_rate
         self._seed = seed
+        self._meter = meter
 
     def epoch(self, start: Position) -> Iterator[Progress]:
         """Train from a position to the end of its epoch; the graphs are loaded for just as long.
@@ -154,7 +166,9 @@ class Trainer:
             position = replace(position, batch=position.batch + 1, step=position.step + 1)
             rate = self._learning_rate.at(position.step)
             loss = sweep.update(index, position.step, rates(self._network.manifest.optimizer, rate, position.step))
-            yield Progress(position, batches, loss, len(index), time.perf_counter() - began, rate)
+            seconds = time.perf_counter() - began
+            measured = self._meter.read() if self._meter else None
+            yield Progress(position, batches, loss, len(index), seconds, rate, measured)
 
 
 class _Sweep:
@@ -184,9 +198,7 @@ class _Sweep:
         """One batch: the loss of every trained block."""
         self._buffers.set_rates(scalars)
         loss = dict.fromkeys(sorted(self._trained), 0.0)
-        size = self._buffers.rows
-        for number, first in enumerate(range(0, len(index), size)):
-            part = index[first : first + size]
+        for number, part in enumerate(even_parts(index, self._buffers.rows)):
             self._fill(part, batch_rows=len(index))
             self._run_blocks(len(part), step, number, loss)
         self._check_finite(loss, step)

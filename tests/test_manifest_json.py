@@ -27,6 +27,7 @@ from edgeff.manifest import (
     InferenceSpec,
     Line,
     Manifest,
+    OptimizerSpec,
     ReplaySpec,
     TensorSpec,
     TrainingDefaults,
@@ -64,7 +65,7 @@ def block_graphs(name, parameters, buffers, optimizer, *, last):
         "forward": (["x", *weights, *constants], [*handover, "log_probabilities"]),
     }
     return {
-        kind: GraphSpec(f"graphs/{name}.{kind}.onnx", tuple(inputs), tuple(outputs), 7, (Line(640, 1088),))
+        kind: GraphSpec(f"blocks/{name}.{kind}.onnx", tuple(inputs), tuple(outputs), 7, (Line(640, 1088),))
         for kind, (inputs, outputs) in names.items()
     }
 
@@ -102,7 +103,7 @@ def tiny_manifest():
         edgeff_version="0.1.0",
         name="tiny",
         input=TensorSpec("image", (8, 8), "uint8"),
-        preprocessing=({"kind": "scale", "divisor": 255.0},),
+        preprocessing=({"kind": "affine", "offset": 0.0, "scale": 0.00390625}, {"kind": "reshape", "shape": [1, 8, 8]}),
         features=features,
         classes=("nought", "one", "zwölf"),
         fusion=(0.5, 1.0),
@@ -179,9 +180,9 @@ BROKEN = [
     ),
     (
         "M3",
-        ("preprocessing", 0, "divisor"),
+        ("preprocessing", 0, "scale"),
         -math.inf,
-        "`preprocessing[0].divisor` must be a finite number, got `-Infinity`",
+        "`preprocessing[0].scale` must be a finite number, got `-Infinity`",
     ),
     ("M3", ("replay", "rows"), 2**53, "`replay.rows` must be a whole number, 1 or more, got `9007199254740992`"),
     (
@@ -363,13 +364,13 @@ BROKEN = [
         "M24",
         (*STEP, "inputs"),
         ["z"],
-        "`blocks[0].graphs.step.inputs[0]`: a `step` graph has no input `z`",
+        "`blocks[0].graphs.step.inputs[0]`: `z` is no input of this `step` graph",
     ),
     (
         "M24",
         (*STEP, "inputs"),
         ["x", "gradient.transform.bias"],
-        "`blocks[0].graphs.step.inputs[1]`: a `step` graph has no input `gradient.transform.bias`",
+        "`blocks[0].graphs.step.inputs[1]`: `gradient.transform.bias` is no input of this `step` graph",
     ),
     (
         "M24",
@@ -394,7 +395,7 @@ BROKEN = [
         "M24",
         ("blocks", 0, "graphs", "forward", "inputs"),
         ["x", "y"],
-        "`blocks[0].graphs.forward.inputs[1]`: a `forward` graph has no input `y`",
+        "`blocks[0].graphs.forward.inputs[1]`: `y` is no input of this `forward` graph",
     ),
     ("M25", (*STEP, "outputs"), ["handover", "log_probabilities"], "`blocks[0].graphs.step.outputs` must have `loss`"),
     ("M25", (*STEP, "outputs"), ["loss", "log_probabilities"], "`blocks[0].graphs.step.outputs` must have `handover`"),
@@ -402,7 +403,7 @@ BROKEN = [
         "M25",
         ("blocks", 1, "graphs", "forward", "outputs"),
         ["log_probabilities", "handover"],
-        "`blocks[1].graphs.forward.outputs[1]`: a `forward` graph has no output `handover` here",
+        "`blocks[1].graphs.forward.outputs[1]`: `handover` is no output of this `forward` graph",
     ),
     (
         "M25",
@@ -414,7 +415,7 @@ BROKEN = [
         "M25",
         ("blocks", 0, "graphs", "apply", "outputs"),
         ["loss"],
-        "`blocks[0].graphs.apply.outputs[0]`: a `apply` graph has no output `loss` here",
+        "`blocks[0].graphs.apply.outputs[0]`: `loss` is no output of this `apply` graph",
     ),
     (
         "M26",
@@ -428,8 +429,8 @@ BROKEN = [
         "M26",
         ("blocks", 0, "graphs", "accumulate", "outputs"),
         ["loss", "handover", "log_probabilities", "new.parameter.transform.bias"],
-        "`blocks[0].graphs.accumulate.outputs[3]`: a `accumulate` graph has no output "
-        "`new.parameter.transform.bias` here",
+        "`blocks[0].graphs.accumulate.outputs[3]`: "
+        "`new.parameter.transform.bias` is no output of this `accumulate` graph",
     ),
     ("M27", (*STEP, "nodes"), -1, "`blocks[0].graphs.step.nodes` must be a whole number, 0 or more, got `-1`"),
     (
@@ -521,6 +522,24 @@ BROKEN = [
         {"bytes": 1, "sha256": "0" * 64},
         "`files` lists `weights.safetensors` both as a file and as a folder of `weights.safetensors/more`",
     ),
+    (
+        "M43",
+        ("preprocessing", 0, "kind"),
+        "resize",
+        "`preprocessing`: preprocessing step 0 is of kind 'resize', needed one of affine, transpose, reshape, cast",
+    ),
+    (
+        "M43",
+        ("preprocessing",),
+        [],
+        "`preprocessing`: the preprocessing steps give uint8, needed float32 or int64",
+    ),
+    (
+        "M43",
+        ("preprocessing", 1, "shape"),
+        [8, 8],
+        "`preprocessing` must lead to `features`, float32 [1, 8, 8], got float32 [8, 8]",
+    ),
 ]
 
 
@@ -585,12 +604,12 @@ def paths_of_objects(value, path=()):
 
 
 def test_m7_every_missing_key_is_refused_by_its_path():
-    """M7; also M23: a graph kind is such a key."""
+    """A graph kind is such a key too."""
     paths = [path for path in paths_of_objects(document()) if path != ("format",)]
     assert len(paths) > 100
     for path in paths:
         text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)[1:]
-        text = re.sub(r"\.(\w+\.safetensors|graphs/[\w.]+|inference\.onnx)\.", r'["\1"].', text)
+        text = re.sub(r"\.(\w+\.safetensors|blocks/[\w.]+|inference\.onnx)\.", r'["\1"].', text)
         assert message_of(without(path)) == f"missing key `{text}`"
 
 
@@ -704,7 +723,8 @@ free_objects = st.dictionaries(texts, json_values, max_size=3)
 def manifests(draw):
     kind = draw(st.sampled_from(sorted(OPTIMIZERS)))
     optimizer = optimizer_spec(kind, **{key: draw(st.floats(0, 0.999)) for key in OPTIMIZERS[kind].defaults})
-    rows = [TensorSpec("x", draw(shapes), draw(st.sampled_from(["float32", "float16"])))]
+    rows = [TensorSpec("x", draw(shapes), draw(st.sampled_from(["float32", "int64"])))]
+    affine = {"kind": "affine", "offset": draw(st.integers(-9, 9)), "scale": draw(st.floats(0.1, 1.0))}
     blocks = []
     for name in (chosen := draw(st.lists(names, min_size=1, max_size=3, unique=True))):
         tensors = draw(st.lists(names, max_size=4, unique=True))
@@ -730,8 +750,8 @@ def manifests(draw):
         Manifest(
             edgeff_version=draw(texts),
             name=draw(names),
-            input=TensorSpec(draw(names), draw(shapes), "uint8"),
-            preprocessing=tuple(draw(st.lists(free_objects, max_size=2))),
+            input=TensorSpec(draw(names), rows[0].shape, "uint8"),
+            preprocessing=(affine if rows[0].dtype == "float32" else {"kind": "cast", "dtype": "int64"},),
             features=rows[0],
             classes=tuple(draw(st.lists(texts.filter(bool), min_size=2, max_size=5, unique=True))),
             fusion=tuple(draw(st.floats(0.1, 10)) for _ in blocks),
@@ -806,10 +826,42 @@ def test_the_tiny_manifest_has_every_graph_kind():
 def test_every_must_of_the_specification_has_a_test():
     rules = set(re.findall(r"\*\*(M\d+)\*\*", SPECIFICATION.read_text(encoding="utf-8")))
     tests = (TESTS / "test_manifest_json.py", TESTS / "test_artifact.py")
-    tested = {f"M{n}" for path in tests for n in re.findall(r"(?:\"M|test_m|\bM)(\d+)", path.read_text("utf-8"))}
+    found = [re.findall(r'"M(\d+)"|def test_m(\d+)_', path.read_text(encoding="utf-8")) for path in tests]
+    tested = {f"M{table or name}" for matches in found for table, name in matches}
     assert rules
     assert rules == {f"M{number}" for number in range(1, len(rules) + 1)}
     assert sorted(rules - tested) == []
+
+
+def test_the_examples_of_the_specification_are_lines_of_the_golden_manifest():
+    golden = [line.strip() for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
+    examples = re.findall(r"```json\n(.*?)```", SPECIFICATION.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        lines = [line.strip() for line in example.splitlines()]
+        assert any(golden[start : start + len(lines)] == lines for start in range(len(golden)))
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        Manifest,
+        TensorSpec,
+        OptimizerSpec,
+        TrainingDefaults,
+        BlockSpec,
+        GraphSpec,
+        Line,
+        InferenceSpec,
+        ReplaySpec,
+        CheckResults,
+        FileSpec,
+    ],
+)
+def test_every_key_is_in_the_specification(vocabulary):
+    text = SPECIFICATION.read_text(encoding="utf-8")
+    missing = [field.name for field in dataclasses.fields(vocabulary) if f"| `{field.name}` |" not in text]
+    assert missing == []
 
 
 if __name__ == "__main__":

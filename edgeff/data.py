@@ -1,0 +1,132 @@
+"""Data sets by name or path: the front door to the readers, splits and batches.
+
+>>> known_datasets()[:3]
+('mnist', 'fashion-mnist', 'cifar10')
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeff.class_names import DIGITS, FASHION
+from edgeff.dataset import Dataset
+from edgeff.errors import DataError
+from edgeff.readers import read_file, read_folder
+from edgeff.rows import FileRows, Rows
+from edgeff.split import batches, calibration_split, stratified_rows, train_validation_split
+
+__all__ = [
+    "Dataset",
+    "FileRows",
+    "Rows",
+    "batches",
+    "calibration_split",
+    "known_datasets",
+    "open_dataset",
+    "stratified_rows",
+    "train_validation_split",
+]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Folders to look for under the data folder, and class names that the files do not give."""
+
+    folders: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+
+
+_KNOWN: Mapping[str, _Known] = {
+    "mnist": _Known(("mnist", "MNIST/raw"), DIGITS),
+    "fashion-mnist": _Known(("fashion-mnist", "FashionMNIST/raw"), FASHION),
+    "cifar10": _Known(("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py")),
+    "cifar100": _Known(("cifar100", "cifar-100-binary", "cifar-100-python")),
+    "ecg5000": _Known(("ecg5000", "ECG5000")),
+    "basicmotions": _Known(("basicmotions", "BasicMotions")),
+    "japanese-vowels": _Known(("japanese-vowels", "JapaneseVowels")),
+    "hapt": _Known(("hapt",)),
+    "speech-commands": _Known(("speech-commands", "speech-commands-v2-test")),
+}
+
+
+def known_datasets() -> tuple[str, ...]:
+    """Names that `open_dataset` knows."""
+    return tuple(_KNOWN)
+
+
+def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None) -> Dataset:
+    """Open a data set; its rows are read when they are asked for.
+
+    Args:
+        spec: A known name (`mnist`), a path, or either with a split (`mnist:test`, `hapt:user-7`, `my/hapt:train`);
+            without one, the training half. A known name goes before a path; write `./mnist` for the path.
+        data_dir: Where the folders of the known data sets lie; None for the environment's `EDGEFF_DATA_DIR`.
+        length: For time series: samples of a row; longer ones lose their end, shorter ones are padded with zeros.
+
+    Returns:
+        The data set, checked.
+
+    Raises:
+        DataError: Nothing of that name, or malformed.
+    """
+    if length is not None and length < 1:
+        raise DataError(f"the length of a row must be 1 or more, got {length}")
+    name, split = _name_and_split(spec)
+    known = name in _KNOWN
+    dataset = _open_known(name, split, data_dir, length) if known else _open_path(Path(name), split, length)
+    return replace(dataset, name=spec).check().check_values()
+
+
+def _name_and_split(spec: str) -> tuple[str, str]:
+    """What is opened, and its split; the colon may also be part of a path."""
+    head, colon, tail = spec.rpartition(":")
+    if spec in _KNOWN or not colon or os.path.exists(spec):
+        return spec, ""
+    return (head, tail) if head in _KNOWN or os.path.exists(head) else (spec, "")
+
+
+def _open_path(path: Path, split: str, length: int | None) -> Dataset:
+    # `os.path` says no where `Path.exists` would raise: a name too long for a file, or with a null byte.
+    if not os.path.exists(path):
+        raise _unknown(str(path))
+    if path.is_dir():
+        return read_folder(path, split, length=length)
+    if split:
+        raise DataError(f"`{path}` is a file and has no split `{split}`", hint="give the path alone")
+    return read_file(path, length=length)
+
+
+def _open_known(name: str, split: str, data_dir: Path | None, length: int | None) -> Dataset:
+    root = _data_folder(name, data_dir)
+    known = _KNOWN[name]
+    folder = next((root / each for each in known.folders if (root / each).is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"`{name}` is not in `{root}`: needed a folder `{known.folders[0]}` in it",
+            hint="docs/data.md says which files belong there",
+        )
+    dataset = read_folder(folder, split, length=length)
+    return replace(dataset, classes=known.classes or dataset.classes)
+
+
+def _data_folder(name: str, data_dir: Path | None) -> Path:
+    given = data_dir or os.environ.get("EDGEFF_DATA_DIR")
+    if not given:
+        raise DataError(
+            f"`{name}` was asked for, but not where data sets lie",
+            hint="give `--data-dir FOLDER` or set `EDGEFF_DATA_DIR`; for files of your own give their path",
+        )
+    root = Path(given)
+    if not root.is_dir():
+        raise DataError(f"the data folder `{root}` does not exist", hint="check `--data-dir` or `EDGEFF_DATA_DIR`")
+    return root
+
+
+def _unknown(spec: str) -> DataError:
+    near = difflib.get_close_matches(spec.split(":")[0].lower(), _KNOWN, n=2)
+    meant = f"did you mean {' or '.join(f'`{name}`' for name in near)}? " if near else ""
+    return DataError(f"`{spec}` is neither a file nor a known data set", hint=f"{meant}known: {', '.join(_KNOWN)}")

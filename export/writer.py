@@ -1,0 +1,210 @@
+"""`export_network`: compile, check, and only then write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from safetensors.numpy import save
+from torch import nn
+
+from edgeff import __version__
+from edgeff.artifact import write_artifact
+from edgeff.errors import ExportError
+from edgeff.export.check import MICRO_BATCHES, TOLERANCE, check_block
+from edgeff.export.graphs import BlockGraphs, compile_block
+from edgeff.export.inference import inference_model
+from edgeff.export.memory import transient_bytes
+from edgeff.manifest import (
+    BlockSpec,
+    CheckResults,
+    GraphSpec,
+    InferenceSpec,
+    Manifest,
+    OptimizerSpec,
+    ReplaySpec,
+    TensorSpec,
+    TrainingDefaults,
+)
+from edgeff.model import LocalNetwork
+from edgeff.optimizer import optimizer_spec, slots
+from edgeff.preprocess import Preprocessing
+
+WEIGHTS, INFERENCE, REPLAY = "weights.safetensors", "inference.onnx", "replay.safetensors"
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How a network is exported.
+
+    Attributes:
+        optimizer: What the device updates with; its state starts at zero.
+        training: Defaults of `train-on-device`.
+        dropout: Keep dropout on in training graphs, drawn from a seed input.
+        metadata: Facts that no reader needs.
+    """
+
+    optimizer: OptimizerSpec = optimizer_spec("adamw")
+    training: TrainingDefaults = TrainingDefaults()
+    dropout: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    spec: BlockSpec
+    graphs: BlockGraphs
+    error: float
+    files: Mapping[str, bytes]
+
+
+def export_network(
+    network: LocalNetwork,
+    out: Path,
+    *,
+    preprocessing: Preprocessing,
+    settings: ExportSettings | None = None,
+    replay: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Path:
+    """Compile every block, check every graph against torch, and write the artifact.
+
+    Args:
+        network: Built, with the weights to start from; it is not changed.
+        out: Folder, or a `.zip` file; must not exist.
+        preprocessing: From raw rows to what the first block takes.
+        settings: Optimiser, defaults of the device, dropout.
+        replay: Raw rows (rows, ...) and labels (rows,) int64 that travel along.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ExportError: A block that cannot be lowered or does not pass its checks; nothing is written then.
+        ArtifactError: `out` exists or cannot be written.
+    """
+    settings = settings or ExportSettings()
+    if preprocessing.features.shape != tuple(network.input_shape):
+        raise ExportError(
+            f"preprocessing gives rows of {preprocessing.features.shape}, needed {tuple(network.input_shape)}"
+        )
+    blocks: list[nn.Module] = list(network.blocks)
+    check_locality(blocks)
+    with torch.no_grad():
+        compiled = [
+            _compile(block, network, preprocessing, settings, last=block is blocks[-1]) for block in blocks
+        ]
+    weights = {
+        f"{part.spec.name}.{name}": tensor.cpu().contiguous().numpy()
+        for part in compiled
+        for name, tensor in {**part.graphs.parameters, **part.graphs.buffers}.items()
+    }
+    inference = inference_model(
+        blocks,
+        name=network.name,
+        raw=preprocessing.input,
+        steps=preprocessing.steps,
+        features=preprocessing.features,
+        fusion=network.fusion_weights,
+    )
+    files: dict[str, bytes | Path] = {WEIGHTS: save(weights), INFERENCE: inference.content}
+    for part in compiled:
+        files |= part.files
+    if replay is not None:
+        files[REPLAY] = save({"x": np.ascontiguousarray(replay[0]), "y": replay[1].astype(np.int64)})
+    manifest = Manifest(
+        edgeff_version=__version__,
+        name=network.name,
+        input=preprocessing.input,
+        preprocessing=tuple(preprocessing.steps),
+        features=preprocessing.features,
+        classes=tuple(network.classes),
+        fusion=tuple(float(weight) for weight in network.fusion_weights),
+        optimizer=settings.optimizer,
+        training=settings.training,
+        blocks=tuple(part.spec for part in compiled),
+        weights=WEIGHTS,
+        inference=InferenceSpec(INFERENCE, inference.offsets),
+        replay=None if replay is None else ReplaySpec(REPLAY, len(replay[1])),
+        checks=CheckResults(MICRO_BATCHES, {part.spec.name: part.error for part in compiled}, TOLERANCE),
+        files={},
+        metadata=dict(settings.metadata),
+    )
+    return write_artifact(manifest, files, out)
+
+
+def check_locality(blocks: Sequence[nn.Module]) -> None:
+    """Refuse a tensor that two blocks share: training one would change the other.
+
+    A block's graphs are traced from that block alone, so a shared tensor is the only way one could reach into another.
+
+    Raises:
+        ExportError: Names the tensor and both blocks.
+    """
+    owner: dict[int, str] = {}
+    for block in blocks:
+        for name, tensor in (*block.named_parameters(), *block.named_buffers()):
+            key = tensor.untyped_storage().data_ptr()
+            if tensor.numel() and owner.setdefault(key, str(block.name)) != block.name:
+                raise ExportError(
+                    f"`{name}` of block `{block.name}` is shared with block `{owner[key]}`",
+                    hint="each block must own its weights, or its update is not local",
+                )
+
+
+def _compile(
+    block: nn.Module, network: LocalNetwork, preprocessing: Preprocessing, settings: ExportSettings, *, last: bool
+) -> _Compiled:
+    first = block is network.blocks[0]
+    dtype = preprocessing.features.dtype if first else "float32"
+    graphs = compile_block(
+        block, optimizer_spec=settings.optimizer, input_dtype=dtype, last=last, dropout=settings.dropout
+    )
+    error = check_block(
+        block, graphs, spec=settings.optimizer, input_dtype=dtype, classes=len(network.classes)
+    )
+    name = str(block.name)
+    paths = {kind: f"blocks/{name}.{kind}.onnx" for kind in graphs.models}
+    spec = BlockSpec(
+        name=name,
+        input=TensorSpec("x", tuple(block.input_shape), dtype),  # type: ignore[arg-type]
+        handover=None if last else TensorSpec("handover", tuple(block.handover_shape)),  # type: ignore[arg-type]
+        parameters=_specs(graphs.parameters),
+        buffers=_specs(graphs.buffers),
+        slots=slots(settings.optimizer),
+        graphs={kind: _graph_spec(model, paths[kind]) for kind, model in graphs.models.items()},
+        objective=block.describe(),  # type: ignore[operator]
+    )
+    files = {paths[kind]: _serialised(model) for kind, model in graphs.models.items()}
+    return _Compiled(spec, graphs, error, files)
+
+
+def _specs(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+    )
+
+
+def _graph_spec(model: onnx.ModelProto, file: str) -> GraphSpec:
+    return GraphSpec(
+        file=file,
+        inputs=tuple(value.name for value in model.graph.input),
+        outputs=tuple(value.name for value in model.graph.output),
+        nodes=len(model.graph.node),
+        transient=transient_bytes(model),
+    )
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    """The file: shapes of inner tensors were for the memory model and are left out."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    return bare.SerializeToString(deterministic=True)
+
+
+__all__ = ["ExportSettings", "check_locality", "export_network"]

@@ -1,0 +1,53 @@
+"""What an adaptation tells while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeff.runtime.evaluate import Evaluation
+from edgeff.runtime.trainer import Position, Progress
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know; the run goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class GuardResult:
+    """What the guard rows say of an epoch.
+
+    Attributes:
+        epoch: 0 before training.
+        evaluation: On the guard rows.
+        best_epoch: So far.
+    """
+
+    epoch: int
+    evaluation: Evaluation
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run was asked to stop and wrote a checkpoint at this position."""
+
+    position: Position
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is complete; the weights it chose are in `best.safetensors`.
+
+    Attributes:
+        result: What `result.json` holds.
+    """
+
+    result: Mapping[str, Any]
+
+
+Event = Notice | Progress | GuardResult | Stopped | Finished

@@ -1,0 +1,120 @@
+"""Measured memory of the process: its floor, what training adds, and the peak.
+
+*Floor* is what is resident once everything is imported and the engine has started, before an artifact is opened.
+*Training bytes* are the resident peak since then, minus the floor. Both count whole pages of the process, shared
+libraries included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc_pid_clear_refs(5): the peak becomes what is resident now
+_MACOS = "darwin"
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Resident bytes of the process now, and the most there were since the peak was last reset."""
+
+    resident_bytes: int
+    peak_bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """What was measured.
+
+    Attributes:
+        floor_bytes: Resident when the meter was started.
+        resident_bytes: Resident now.
+        peak_bytes: Most resident since the meter was started.
+        source: `VmHWM` (exact); `VmHWM, not reset` (the peak may date from before the meter was started, so that
+            training bytes are too high rather than too low); `getrusage` (the same, and nothing is known of what is
+            resident now); `none`.
+    """
+
+    floor_bytes: int
+    resident_bytes: int
+    peak_bytes: int
+    source: str
+
+    @property
+    def training_bytes(self) -> int:
+        """Peak over the floor."""
+        return max(self.peak_bytes - self.floor_bytes, 0)
+
+
+class Meter:
+    """Measures from the moment it is made; make it after all imports, with the engine started.
+
+    Args:
+        probe: Reads the process.
+        reset: Sets the peak back; returns whether it could.
+    """
+
+    def __init__(self, probe: Callable[[], Residency] | None = None, reset: Callable[[], bool] | None = None) -> None:
+        self._probe = probe or residency
+        exact = (reset or reset_peak)()
+        start = self._probe()
+        self._floor = start.resident_bytes
+        self._source = (
+            start.source if exact else f"{start.source}, not reset" if start.source == "VmHWM" else start.source
+        )
+
+    @property
+    def floor_bytes(self) -> int:
+        """Resident when the meter was started."""
+        return self._floor
+
+    def read(self) -> MemoryReading:
+        """Measure now."""
+        now = self._probe()
+        return MemoryReading(self._floor, now.resident_bytes, max(now.peak_bytes, self._floor), self._source)
+
+
+def residency() -> Residency:
+    """Resident bytes of this process, from the best source there is."""
+    try:
+        return parse_status(_STATUS.read_text())
+    except (OSError, KeyError, ValueError):
+        return _from_getrusage()
+
+
+def parse_status(text: str) -> Residency:
+    r"""Read the text of `/proc/self/status`.
+
+    Raises:
+        KeyError: It lacks VmRSS or VmHWM.
+
+    >>> parse_status("VmHWM:\t     200 kB\nVmRSS:\t     100 kB\n")
+    Residency(resident_bytes=102400, peak_bytes=204800, source='VmHWM')
+    """
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    resident, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return Residency(resident, peak, "VmHWM")
+
+
+def reset_peak() -> bool:
+    """Let the kernel count the peak from now on; returns whether it does (some containers forbid it)."""
+    try:
+        _CLEAR_REFS.write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def _from_getrusage() -> Residency:
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return Residency(0, 0, "none")
+    unit = 1 if sys.platform == _MACOS else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Residency(peak, peak, "getrusage")

@@ -1,0 +1,138 @@
+"""Writing tensors to a safetensors file without copying them, with a checksum, and reading them into arrays that exist.
+
+The safetensors library makes a copy of everything it writes. On a device that is as much memory again as the whole
+training state, at the worst moment. The files are ordinary safetensors files, which the library reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from edgeff.errors import EdgeffError, RunError
+from edgeff.runtime.engine import Array
+from edgeff.tensor_file import DTYPES, StoredTensor, read_index
+
+_CODES = {name: code for code, name in DTYPES.items()}
+# safetensors' metadata are strings by name; the facts are one string of JSON.
+_FACTS, _CHECKSUM = "edgeff", "sha256"
+_CHUNK_BYTES = 64 * 1024
+
+
+def write_tensors(stream: IO[bytes], tensors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
+    """Write a safetensors file.
+
+    Args:
+        stream: Where to.
+        tensors: C-contiguous arrays by name; they are written from where they lie.
+        facts: JSON-able.
+    """
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    digest = hashlib.sha256(text.encode())
+    entries: dict[str, Any] = {}
+    position = 0
+    for name, array in tensors.items():
+        digest.update(_bytes_of(array))
+        entries[name] = {
+            "dtype": _CODES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [position, position + array.nbytes],
+        }
+        position += array.nbytes
+    header = json.dumps({"__metadata__": {_FACTS: text, _CHECKSUM: digest.hexdigest()}, **entries}).encode()
+    header += b" " * (-len(header) % 8)  # so that the tensors begin at a multiple of 8 bytes
+    stream.write(len(header).to_bytes(8, "little"))
+    stream.write(header)
+    for array in tensors.values():
+        stream.write(_bytes_of(array))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a file, once every byte of it was compared with its checksum.
+
+    Raises:
+        RunError: The file is not there, damaged, or not one that `write_tensors` wrote.
+    """
+    try:
+        with path.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(header_bytes, path.stat().st_size)))
+            metadata = header["__metadata__"]
+            digest = hashlib.sha256(metadata[_FACTS].encode())
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+            if digest.hexdigest() != metadata[_CHECKSUM]:
+                raise RunError(f"`{path}` is damaged: its checksum does not fit")
+            facts = json.loads(metadata[_FACTS])
+    except OSError as error:
+        raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        raise RunError(f"`{path}` is damaged: it is no file that edgeff wrote") from error
+    if not isinstance(facts, dict):
+        raise RunError(f"`{path}` is damaged: it is no file that edgeff wrote")
+    return facts
+
+
+def read_tensors_into(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Fill arrays from the tensors of the same names.
+
+    Raises:
+        RunError: A tensor is missing, does not fit, or the file cannot be read; the arrays may be partly filled then.
+    """
+    try:
+        with path.open("rb") as stream:
+            index = read_index(stream, path.stat().st_size, path.name)
+            for name, array in arrays.items():
+                _read_into(stream, _stored(index, name, array, path), array)
+    except OSError as error:
+        raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    except RunError:
+        raise
+    except EdgeffError as error:
+        raise RunError(f"`{path}` is damaged: {error}") from error
+
+
+def read_all_tensors(path: Path) -> dict[str, Array]:
+    """All tensors of a file as arrays of their own.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            index = read_index(stream, path.stat().st_size, path.name)
+        arrays = {name: np.empty(stored.spec.shape, stored.spec.dtype) for name, stored in index.items()}
+    except OSError as error:
+        raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    except EdgeffError as error:
+        raise RunError(f"`{path}` is damaged: {error}") from error
+    read_tensors_into(path, arrays)
+    return arrays
+
+
+def _stored(index: Mapping[str, StoredTensor], name: str, array: Array, path: Path) -> StoredTensor:
+    if name not in index:
+        raise RunError(f"`{path}` lacks the tensor `{name}`")
+    spec = index[name].spec
+    if spec.shape != array.shape or spec.dtype != array.dtype.name:
+        raise RunError(
+            f"`{name}` in `{path}` must be {array.dtype.name} {list(array.shape)}, got {spec.dtype} {list(spec.shape)}"
+        )
+    return index[name]
+
+
+def _read_into(stream: IO[bytes], stored: StoredTensor, array: Array) -> None:
+    stream.seek(stored.start)
+    count = stream.readinto(_bytes_of(array))  # type: ignore[attr-defined]  # binary streams have it
+    if count != array.nbytes:
+        raise RunError(f"the file ends inside `{stored.spec.name}`")
+
+
+def _bytes_of(array: Array) -> memoryview:
+    """The array's own bytes; not a copy."""
+    return array.reshape(-1).view(np.uint8).data

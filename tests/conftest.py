@@ -1,0 +1,61 @@
+"""What tests share: where data and environments are, and small artifacts made once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two workers share two cores: a thread pool each would only make them wait for one another."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets; a test that needs one is skipped where there is none."""
+    folder = Path(os.environ.get("EDGEFF_DATA_DIR", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: set EDGEFF_DATA_DIR ({folder} is not there)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def device_python() -> Path:
+    """The interpreter of the device environment: numpy and onnxruntime, no torch, no onnx."""
+    python = ROOT / ".venv-device" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no device environment: run `make test`, which makes .venv-device")
+    return python
+
+
+@pytest.fixture(scope="session")
+def old_python() -> Path:
+    """An interpreter with onnxruntime 1.17."""
+    python = ROOT / ".venv-ort117" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no environment with onnxruntime 1.17: run `make test`, which makes .venv-ort117")
+    return python
+
+
+@pytest.fixture(scope="session")
+def run_device(device_python: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python <arguments>` in the device environment, outside the repository."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [str(device_python), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120, **options)  # type: ignore[call-overload, no-any-return]
+
+    return run
