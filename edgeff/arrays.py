@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
@@ -89,7 +90,9 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 
 def _parse_header(text: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     try:
-        header = ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's own about escapes, where bytes of the header were changed
+            header = ast.literal_eval(text.strip())
         shape, descr, fortran = header["shape"], header["descr"], header["fortran_order"]
         dtype = np.dtype(descr)
     except (SyntaxError, TypeError, KeyError) as error:

@@ -80,7 +80,7 @@ def reading(path: Path, form: str) -> Iterator[None]:
 def _broken(path: Path, form: str, error: BaseException) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(
-        f"`{path}` is not a whole {form}: {reason.rstrip('.')}",
+        f"`{path}` is not a valid {form}: {reason.rstrip('.')}",
         hint="it is cut short, damaged or something else: get it again, or check its name",
     )
 

@@ -106,7 +106,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         """Give a stand-in its state; anything else on the stack keeps its attributes."""
-        state, target = self.stack.pop(), self.stack[-1]
+        state, target = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
         if not isinstance(target, _PickledArray | _PickledDtype):
             raise pickle.UnpicklingError("it sets attributes")
         target.__setstate__(state)

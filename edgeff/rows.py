@@ -105,7 +105,8 @@ class FileRows:
     @property
     def end(self) -> int:
         """Byte after the last row."""
-        return self.offset + ((len(self) - 1) * (self.stride or self.row_bytes) + self.row_bytes if len(self) else 0)
+        rows = self.shape[0]  # not `len`, which cannot tell what a damaged header may claim
+        return self.offset + ((rows - 1) * (self.stride or self.row_bytes) + self.row_bytes if rows else 0)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -106,7 +106,7 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
     while line := stream.readline(_LINE_BYTES + 1):
         if len(line) > _LINE_BYTES:
             raise ValueError(f"a line is longer than {_LINE_BYTES:,} bytes")
-        text = line.decode("utf-8").strip()
+        text = line.decode("utf-8").strip(" \r\n")  # a tab at the end stands before a missing value
         if text:
             yield text
 

@@ -1,4 +1,4 @@
-"""The default procedure of `edgeff train-on-device`: adapt to the user's rows, and keep the result only if it is better.
+"""What `edgeff train-on-device` does: adapt to the user's rows, and keep the result only if it is better.
 
 Some of the user's rows are held out as a guard. The rest are trained on, mixed with replay rows from the artifact so
 that what was learnt before is not forgotten. The guard is evaluated before training and after every epoch, and the
@@ -15,26 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeff import __version__
 from edgeff.artifact import Artifact
 from edgeff.dataset import Dataset
-from edgeff.errors import DataError, RunError
+from edgeff.errors import RunError
 from edgeff.manifest import Manifest
-from edgeff.rows import JoinedRows, Rows, select_rows
 from edgeff.runtime.allocator import AllocatorMode, return_free_memory
 from edgeff.runtime.checkpoint import Checkpoint, RunFolder
 from edgeff.runtime.engine import Engine
 from edgeff.runtime.evaluate import Evaluation, evaluate
 from edgeff.runtime.events import Event, Finished, GuardResult, Notice, Stopped
-from edgeff.runtime.guard import best_epoch, guard_split
+from edgeff.runtime.guard import best_epoch
 from edgeff.runtime.meter import Meter
+from edgeff.runtime.mixture import RunRows, prepare_rows
 from edgeff.runtime.network import Network, check_block_names, open_network
-from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.plan import Plan, plan
 from edgeff.runtime.settings import AdaptSettings
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
 
 RUN_FORMAT = "edgeff-run-on-device"
 
@@ -45,7 +42,7 @@ class Adaptation:
 
     Attributes:
         artifact: What is adapted.
-        dataset: The user's rows, checked.
+        dataset: The user's rows.
         settings: Of the run.
         plan: Made for them.
         engine: What runs the graphs.
@@ -84,10 +81,10 @@ class Adaptation:
             if finished is not None:
                 yield Finished(finished)
                 return
-        prepared = _prepare(self)
+        rows = prepare_rows(self.artifact, self.dataset, self.settings)
         if not resume:
             self.folder.create(self._facts())
-        yield from _Run(self, prepared, stop).events()
+        yield from _Run(self, rows, stop).events()
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -148,48 +145,12 @@ def plan_adaptation(
     )
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """The rows of a run."""
-
-    training: TrainingRows
-    guard: Dataset
-
-
-def _prepare(run: Adaptation) -> _Prepared:
-    """Split and mix the rows.
-
-    Raises:
-        DataError: They do not suffice, or replay rows are asked for that the artifact does not have.
-    """
-    own, guard = guard_split(run.dataset, run.settings.guard_fraction)
-    parts: list[Rows] = [select_rows(run.dataset.x, own)]
-    labels = [run.dataset.y[own]]
-    if run.settings.replay_fraction:
-        found = run.artifact.replay()
-        if found is None:
-            raise DataError(
-                f"`{run.artifact.path}` has no replay rows, {run.settings.replay_fraction:g} of each batch was asked for",
-                hint="give `--replay-fraction 0`, or export the model with replay rows",
-            )
-        parts.append(found[0])
-        labels.append(found[1])
-    order = MixedOrder(
-        own_rows=len(own),
-        replay_rows=sum(len(part) for part in parts[1:]),
-        batch_size=run.settings.batch_size,
-        replay_fraction=run.settings.replay_fraction,
-        seed=run.settings.seed,
-    )
-    return _Prepared(TrainingRows(JoinedRows(tuple(parts)), np.concatenate(labels), order), run.dataset.select(guard))
-
-
 class _Run:
     """A run that has begun."""
 
-    def __init__(self, run: Adaptation, prepared: _Prepared, stop: Callable[[], bool]) -> None:
+    def __init__(self, run: Adaptation, rows: RunRows, stop: Callable[[], bool]) -> None:
         self._run = run
-        self._rows = prepared
+        self._rows = rows
         self._stop = stop
         self._history: list[Evaluation] = []
         self._began = time.perf_counter()
@@ -201,11 +162,11 @@ class _Run:
             trained=names if run.settings.blocks is None else run.settings.blocks,
             accumulate=run.plan.micro_batch < run.plan.batch_size,
         )
-        order = prepared.training.order
+        order = rows.training.order
         self._trainer = Trainer(
             self._network,
             run.plan,
-            rows=prepared.training,
+            rows=rows.training,
             learning_rate=LearningRate(
                 run.settings.learning_rate,
                 run.settings.schedule,

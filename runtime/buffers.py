@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -89,7 +90,9 @@ def handover_bytes(manifest: Manifest, rows: int) -> tuple[int, int]:
 def buffer_bytes(manifest: Manifest, rows: int) -> int:
     """Bytes that `allocate_buffers` takes, and that a micro-batch takes on its way into them.
 
-    A micro-batch is there three times for a moment: raw rows, their features, and the features' buffer.
+    For a moment a micro-batch is there four times: as raw rows, as these in float32 (two arrays while a step writes one
+    from the other), and as features in their buffer.
     """
-    per_row = manifest.input.nbytes + 2 * manifest.features.nbytes + 4 * len(manifest.classes) + 8 + 4
+    widest = max(manifest.features.nbytes, 4 * math.prod(manifest.input.shape))
+    per_row = manifest.input.nbytes + 2 * widest + manifest.features.nbytes + 4 * len(manifest.classes) + 8 + 4
     return rows * per_row + sum(handover_bytes(manifest, rows))

@@ -1,21 +1,19 @@
-"""Prediction and its accuracy, with the `forward` graphs."""
+"""How well a network predicts."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeff.rows import Rows
-from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import Array
-from edgeff.runtime.network import Chain, Network
-
-DEFAULT_MICRO_BATCH = 32
+from edgeff.runtime.network import Network
+from edgeff.runtime.predict import DEFAULT_MICRO_BATCH, forward, fuse
 
 
 @dataclass(frozen=True)
@@ -40,46 +38,6 @@ class Evaluation:
     rows_per_s: float
 
 
-def fuse(log_probabilities: Sequence[Array], weights: Sequence[float]) -> Array:
-    """The weighted sum of the blocks' log-probabilities, each (rows, classes); its softmax is the fused distribution.
-
-    A block of weight 0 is left out: its minus infinity would become NaN.
-    """
-    used = [
-        values if weight == 1.0 else values * np.float32(weight)
-        for values, weight in zip(log_probabilities, weights, strict=True)
-        if weight
-    ]
-    total = used[0].copy()
-    for values in used[1:]:
-        total += values
-    return total
-
-
-def predict(network: Network, x: Rows, *, micro_batch: int = DEFAULT_MICRO_BATCH) -> NDArray[np.float32]:
-    """Fused log-probabilities.
-
-    Args:
-        network: The blocks.
-        x: Raw rows.
-        micro_batch: Rows that run at once.
-
-    Returns:
-        (rows, classes): for each row the weighted sum over the blocks, as in `fuse`; the prediction is its argmax.
-
-    Raises:
-        DataError: Rows cannot be read.
-        EngineError: A graph cannot be run.
-    """
-    manifest = network.manifest
-    # Blocks after the last that counts add nothing.
-    needed = max(block for block, weight in enumerate(manifest.fusion) if weight) + 1
-    out = np.empty((len(x), len(manifest.classes)), np.float32)
-    for place, found in forward(network, x, blocks=needed, micro_batch=micro_batch):
-        out[place] = fuse(found, manifest.fusion[:needed])
-    return out
-
-
 def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: int = DEFAULT_MICRO_BATCH) -> Evaluation:
     """Compare predictions with labels.
 
@@ -102,7 +60,7 @@ def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: in
         fused = fuse(found, manifest.fusion)
         right[place] = _right(fused, y[place])
         right_by_block += [int(_right(values, y[place]).sum()) for values in found]
-        loss += _log_loss(fused, y[place])
+        loss -= float(fused[np.arange(len(fused)), y[place]].sum(dtype=np.float64))
     seconds = time.perf_counter() - began
     names = [block.name for block in manifest.blocks]
     return Evaluation(
@@ -115,38 +73,10 @@ def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: in
     )
 
 
-def forward(network: Network, x: Rows, *, blocks: int, micro_batch: int) -> Iterator[tuple[slice, list[Array]]]:
-    """Run rows through the first blocks; the graphs are loaded for just as long.
-
-    Yields:
-        Which rows, and the log-probabilities (rows, classes) of each block.
-    """
-    buffers = allocate_buffers(network.manifest, min(micro_batch, len(x)), {})
-    chain = Chain(network, ["forward"] * blocks, buffers)
-    for first in range(0, len(x), buffers.rows):
-        place = slice(first, min(first + buffers.rows, len(x)))
-        rows = place.stop - place.start
-        buffers.features[:rows] = network.preprocessing.apply(x[place])
-        found = []
-        for call in chain.calls(rows):
-            call.run()
-            found.append(buffers.log_probabilities[:rows].copy())
-        yield place, found
-
-
 def _right(log_probabilities: Array, y: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which rows are predicted right; one with NaN is not, whatever argmax says of it."""
     right: NDArray[np.bool_] = (log_probabilities.argmax(axis=1) == y) & ~np.isnan(log_probabilities).any(axis=1)
     return right
-
-
-def _log_loss(fused: Array, y: NDArray[np.int64]) -> float:
-    """Sum over the rows, in double precision."""
-    values = fused.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of weights that training blew up, the loss is NaN
-        top = values.max(axis=1, keepdims=True)
-        log_total = top[:, 0] + np.log(np.exp(values - top).sum(axis=1))
-        return float((log_total - values[np.arange(len(y)), y]).sum())
 
 
 def _per_class(right: NDArray[np.bool_], y: NDArray[np.int64], classes: int) -> tuple[float | None, ...]:

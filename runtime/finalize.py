@@ -16,8 +16,8 @@ from edgeff.errors import RunError
 from edgeff.manifest import Manifest
 from edgeff.rows import Rows
 from edgeff.runtime.engine import Array, Engine, Graph
-from edgeff.runtime.evaluate import predict
 from edgeff.runtime.network import open_network
+from edgeff.runtime.predict import predict
 
 # float32 sums in another order, on log-probabilities; relative where they are below -1.
 TOLERANCE = 1e-4

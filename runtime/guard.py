@@ -85,7 +85,7 @@ def _overlapping(dataset: Dataset, span: Numbers, held: NDArray[np.bool_]) -> ND
 
 
 def _spans(dataset: Dataset) -> Numbers:
-    """(rows, 2): the given spans; where unknown, each row overlaps the one before and the one after in its recording."""
+    """(rows, 2): the given spans; where unknown, each row reaches into the next of its recording."""
     if dataset.span is not None:
         return dataset.span
     place = np.arange(len(dataset), dtype=np.int64)

@@ -1,4 +1,7 @@
-"""Which rows make up which batch: a function of seed, epoch and batch, so that a resumed run sees what it would have seen."""
+"""Which rows make up which batch.
+
+A function of seed, epoch and batch: a resumed run sees what it would have seen, and no random state is kept.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ class MixedOrder:
     however many own rows there are.
 
     Attributes:
-        own_rows: Numbered from 0.
-        replay_rows: Numbered on from `own_rows`.
+        own_rows: Numbered on from `replay_rows`.
+        replay_rows: Numbered from 0.
         batch_size: Most rows of a batch. An epoch's batches are as equal as can be: a small last one would be a noisy
             step.
         replay_fraction: Part of a batch that is replay rows; 0 where there are none.
@@ -78,7 +81,7 @@ class MixedOrder:
         parts = even_parts(own, self.own_per_batch)
         for batch in range(first, self.batches_per_epoch):
             step = (epoch - 1) * self.batches_per_epoch + batch
-            yield np.concatenate([parts[batch], self._replay(step, len(parts[batch]))])
+            yield np.concatenate([self._replay(step, len(parts[batch])), parts[batch] + self.replay_rows])
 
     def _replay(self, step: int, own: int) -> NDArray[np.int64]:
         """Replay rows for a step (from 0), in the proportion of a full batch."""
@@ -90,7 +93,7 @@ class MixedOrder:
             # Below zero, where no run's seed is: another order than that of the own rows.
             shuffled = _shuffled(self.replay_rows, -1 - self.seed, int(turn))
             chosen[here] = shuffled[places[here] % self.replay_rows]
-        return chosen + self.own_rows
+        return chosen
 
 
 def even_parts(index: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:

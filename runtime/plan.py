@@ -140,7 +140,7 @@ def plan(
         raise BudgetError(f"a batch of {batch_size} rows cannot be trained on, needed 1 or more")
     if kind != "sweep":
         raise BudgetError(f"schedule `{kind}` is not available", hint="use `sweep`")
-    names = frozenset(block.name for block in manifest.blocks) if trained is None else frozenset(trained)
+    names = _trained_names(manifest, trained)
     candidates = [
         _plan_at(manifest, micro_batch, budget_bytes, batch_size, names, row_bytes, threads)
         for micro_batch in micro_batches(batch_size)
@@ -149,6 +149,22 @@ def plan(
         if budget_bytes is None or candidate.planned_bytes <= budget_bytes:
             return candidate
     raise _nothing_fits(candidates, budget_bytes or 0)
+
+
+def smallest_budget(
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    trained: Collection[str] | None = None,
+    row_bytes: int = 0,
+    threads: int = 1,
+) -> int:
+    """The smallest budget for which `plan` finds a plan; its arguments are those of `plan`."""
+    names = _trained_names(manifest, trained)
+    return min(
+        _plan_at(manifest, micro_batch, None, batch_size, names, row_bytes, threads).planned_bytes
+        for micro_batch in micro_batches(batch_size)
+    )
 
 
 def micro_batches(batch_size: int) -> Iterator[int]:
@@ -193,6 +209,10 @@ def _plan_at(
         row_bytes=row_bytes,
         process_bytes=PROCESS_BYTES,
     )
+
+
+def _trained_names(manifest: Manifest, trained: Collection[str] | None) -> frozenset[str]:
+    return frozenset(block.name for block in manifest.blocks) if trained is None else frozenset(trained)
 
 
 def _graphs(trained: bool, *, whole_batch: bool) -> tuple[GraphKind, ...]:

@@ -1,0 +1,335 @@
+"""Commands that run on the device: train-on-device, evaluate, finalize. No torch, no onnx."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeff.artifact import Artifact, open_artifact
+from edgeff.cli_progress import ProgressLine
+from edgeff.errors import BudgetError, DataError, DeviceError, RunError
+from edgeff.manifest import Manifest
+from edgeff.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeff.dataset import Dataset
+    from edgeff.runtime.adapt import Adaptation
+    from edgeff.runtime.engine import OnnxRuntime
+    from edgeff.runtime.meter import Meter
+
+_ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
+_DATA = click.option("--data", required=True, metavar="SPEC", help="Labelled raw rows: a path, or `name:split`.")
+_DATA_DIR = click.option(
+    "--data-dir", type=click.Path(path_type=Path), envvar="EDGEFF_DATA_DIR", help="Folder of known data sets."
+)
+_RUN = click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Take the weights of this run.")
+_THREADS = click.option("--threads", type=int, help="Of onnxruntime. Default: the physical cores, at most 4.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command(name="train-on-device")
+@_ARTIFACT
+@_DATA
+@_DATA_DIR
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--epochs", type=int, help="Default: the artifact's.")
+@click.option("--batch-size", type=int, help="Default: the artifact's.")
+@click.option("--learning-rate", type=float, help="Default: the artifact's.")
+@click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Default: cosine.")
+@click.option("--replay-fraction", type=float, help="Part of each batch that is replay rows. Default: the artifact's.")
+@click.option("--guard-fraction", type=float, help="Part of the rows held out to judge by; 0 for none.")
+@click.option("--blocks", metavar="NAME,NAME", help="Train these blocks only.")
+@click.option("--seed", type=int, help="Default: 0.")
+@click.option("--budget", metavar="BYTES", help="What training may take over the floor, for example `32MiB`.")
+@click.option("--device", "device_name", metavar="NAME", help="Take the budget of this profile (name or TOML file).")
+@_THREADS
+@_JSON
+def train_on_device(
+    artifact: Path,
+    data: str,
+    data_dir: Path | None,
+    out: Path,
+    resume: bool,
+    blocks: str | None,
+    budget: str | None,
+    device_name: str | None,
+    threads: int | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train ARTIFACT on this machine with your rows, and keep the result only where it is better.
+
+    Some of the rows are held out as a guard; the weights of the epoch that does best on them are kept, which may be those
+    that the artifact came with.
+    """
+    asked = None if budget is None else _positive(parse_bytes(budget))
+    engine, meter, allocator = _start(threads)
+    budget_bytes = _budget(asked, device_name, meter.floor_bytes)
+    opened = open_artifact(artifact)
+    from edgeff.runtime.adapt import Adaptation, plan_adaptation
+    from edgeff.runtime.checkpoint import RunFolder
+    from edgeff.runtime.settings import default_settings
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    if blocks is not None:
+        given["blocks"] = tuple(name.strip() for name in blocks.split(",") if name.strip())
+    chosen = replace(default_settings(opened.manifest), **given)
+    rows = open_checked(data, data_dir, opened.manifest)
+    plan = plan_adaptation(
+        opened.manifest, chosen, len(rows), budget_bytes=budget_bytes, threads=engine.threads
+    )
+    adaptation = Adaptation(
+        artifact=opened,
+        dataset=rows,
+        settings=chosen,
+        plan=plan,
+        engine=engine,
+        folder=RunFolder(out),
+        meter=meter,
+        allocator=allocator,
+    )
+    result = _run(adaptation, meter, budget_bytes, resume=resume)
+    found = {
+        "run": str(out),
+        "floor_bytes": meter.floor_bytes,
+        "budget_bytes": budget_bytes,
+        "training_bytes": meter.read().training_bytes,
+        **result,
+    }
+    click.echo(json.dumps(found, indent=2) if as_json else _result_text(found))
+
+
+def _start(threads: int | None) -> tuple[OnnxRuntime, Meter, Any]:
+    """Load everything that belongs to the floor, then begin to measure."""
+    import edgeff.data
+    import edgeff.runtime.adapt  # noqa: F401
+    from edgeff.runtime.allocator import return_free_memory, set_lean_allocator
+    from edgeff.runtime.engine import OnnxRuntime
+    from edgeff.runtime.meter import Meter
+
+    allocator = set_lean_allocator()
+    engine = OnnxRuntime(threads)
+    return_free_memory()
+    return engine, Meter(), allocator
+
+
+def _positive(budget: int) -> int:
+    if budget < 1:
+        raise BudgetError("a budget of 0 bytes holds nothing", hint="write for example `--budget 32MiB`")
+    return budget
+
+
+def _budget(asked: int | None, device_name: str | None, floor_bytes: int) -> int:
+    """Bytes over the floor: the smaller of what was asked for and what the device has.
+
+    Raises:
+        DeviceError: Unknown device, or one that onnxruntime does not run on.
+    """
+    from edgeff.devices import (
+        default_budget_bytes,
+        detect,
+        fill_in,
+        load_all,
+        load_profile,
+        machine_budget_bytes,
+        match_profile,
+        require_supported,
+        require_trainable,
+    )
+
+    if device_name is not None:
+        profile = load_profile(device_name)
+        require_trainable(profile)
+        if profile.app_ram is None or profile.as_found:
+            profile = fill_in(profile, detect())
+        has = default_budget_bytes(profile, floor_bytes)
+        if asked is not None and asked > has:
+            raise BudgetError(
+                f"a budget of {format_bytes(asked)} is more than `{profile.id}` has, {format_bytes(has)} over the floor",
+                hint=f"give at most `--budget {has // 2**20}MiB`, or leave it out",
+            )
+        return has if asked is None else asked
+    if asked is not None:
+        return asked
+    machine = detect()
+    require_supported(machine)
+    matched, _ = match_profile(machine, load_all())
+    if matched is None:
+        raise DeviceError("this machine matches no profile", hint="give `--budget`, or `--device` with a profile of yours")
+    return machine_budget_bytes(matched, machine, floor_bytes, resident_bytes=floor_bytes)
+
+
+def open_checked(spec: str, data_dir: Path | None, manifest: Manifest) -> Dataset:
+    """Open data and refuse what does not fit the model: form, labels, NaN.
+
+    Raises:
+        DataError: Says what does not fit, by row number where it is a row.
+    """
+    import numpy as np
+
+    from edgeff.data import open_dataset
+    from edgeff.preprocess import Preprocessing
+    from edgeff.rows import row_blocks
+
+    rows = open_dataset(spec, data_dir=data_dir)
+    if rows.classes and rows.classes != manifest.classes:
+        raise DataError(
+            f"`{rows.name}` has the classes {', '.join(rows.classes)}, needed {', '.join(manifest.classes)}",
+            hint="give data with the classes that the model was pretrained on",
+        )
+    rows = replace(rows, classes=manifest.classes).check()
+    preprocessing = Preprocessing(manifest.input, manifest.preprocessing, manifest.features)
+    for first, block in row_blocks(rows.x):
+        preprocessing.check_raw(block, numbers=np.arange(first, first + len(block)))
+    return rows
+
+
+def _run(adaptation: Adaptation, meter: Meter, budget_bytes: int, *, resume: bool) -> Mapping[str, Any]:
+    """Drive the run, showing its progress.
+
+    Raises:
+        RunError: It was stopped by a signal.
+        BudgetError: It took more than its budget.
+    """
+    from edgeff.runtime.events import Finished, GuardResult, Notice, Stopped
+    from edgeff.runtime.trainer import Progress
+
+    over = False
+    with _signals() as interrupted, ProgressLine("train", adaptation.settings.epochs) as line:
+
+        def stop() -> bool:
+            nonlocal over
+            over = meter.read().training_bytes > budget_bytes
+            return over or interrupted()
+
+        for event in adaptation.run(resume=resume, stop=stop):
+            if isinstance(event, Progress):
+                losses = " ".join(f"{loss:.3f}" for loss in event.loss.values())
+                peak = "" if event.measured is None else f"  peak {format_bytes(event.measured.training_bytes)}"
+                line.show(event.position.epoch, f"loss {losses}  {event.rows_per_s:.0f} rows/s{peak}")
+            elif isinstance(event, GuardResult):
+                line.note(f"epoch {event.epoch}  guard accuracy {event.evaluation.accuracy:.4f}")
+            elif isinstance(event, Notice):
+                line.note(f"warning: {event.text}")
+            elif isinstance(event, Finished):
+                return event.result
+            elif isinstance(event, Stopped) and over:
+                raise BudgetError(
+                    f"training took {format_bytes(meter.read().training_bytes)}, the budget is "
+                    f"{format_bytes(budget_bytes)}; stopped after step {event.position.step} with a checkpoint",
+                    hint="go on by `--resume` with a larger `--budget`",
+                )
+            elif isinstance(event, Stopped):
+                raise RunError(
+                    f"stopped after step {event.position.step} with a checkpoint",
+                    hint=f"go on by `edgeff train-on-device ... --out {adaptation.folder.path} --resume`",
+                )
+    raise AssertionError("a run ends with Finished or Stopped")
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM ask for a stop at the next consistent point instead of ending the process."""
+    received: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _result_text(found: Mapping[str, Any]) -> str:
+    best, guard = found["best_epoch"], found["guard"]
+    kept = f"kept the weights of epoch {best} of {found['epochs']}" if best else "kept the weights it came with"
+    judged = f": guard accuracy {guard[0]['accuracy']:.4f} before, {guard[best]['accuracy']:.4f} kept" if guard else ""
+    return "\n".join(
+        [
+            f"{found['run']}: {kept}{judged}",
+            f"floor {format_bytes(found['floor_bytes'])}, training bytes measured {format_bytes(found['training_bytes'])}, "
+            f"planned {format_bytes(found['planned_bytes'])}, budget {format_bytes(found['budget_bytes'])}; "
+            f"{found['seconds']:.1f} s",
+        ]
+    )
+
+
+@click.command()
+@_ARTIFACT
+@_DATA
+@_DATA_DIR
+@_RUN
+@click.option("--micro-batch", type=int, default=32, show_default=True, help="Rows that run at once.")
+@_THREADS
+@_JSON
+def evaluate(
+    artifact: Path,
+    data: str,
+    data_dir: Path | None,
+    run_folder: Path | None,
+    micro_batch: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Test ARTIFACT, or the weights that a run chose, on labelled rows."""
+    from edgeff.runtime.engine import OnnxRuntime
+    from edgeff.runtime.evaluate import evaluate as run_evaluation
+    from edgeff.runtime.network import open_network
+
+    if micro_batch < 1:
+        raise click.UsageError("--micro-batch must be at least 1")
+    engine = OnnxRuntime(threads)
+    opened = open_artifact(artifact)
+    rows = open_checked(data, data_dir, opened.manifest)
+    network = open_network(opened, engine, weights=_weights(opened, run_folder))
+    found = run_evaluation(network, rows.x, rows.y, micro_batch=micro_batch)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    blocks = " ".join(f"{name} {accuracy:.4f}" for name, accuracy in found.per_block.items())
+    click.echo(f"accuracy {found.accuracy:.4f} on {found.rows} rows ({found.rows_per_s:.0f} rows/s)")
+    click.echo(f"by block: {blocks}")
+
+
+@click.command()
+@_ARTIFACT
+@_RUN
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="ONNX file to write.")
+@_JSON
+def finalize(artifact: Path, run_folder: Path | None, out: Path, as_json: bool) -> None:
+    """Write ARTIFACT, with its own weights or a run's, as one plain inference model that any onnxruntime serves."""
+    from edgeff.runtime.engine import OnnxRuntime
+    from edgeff.runtime.finalize import finalize as write_model
+
+    engine = OnnxRuntime(1)
+    opened = open_artifact(artifact)
+    model = write_model(opened, _weights(opened, run_folder), out, engine=engine)
+    if as_json:
+        found = {
+            "model": str(model.path),
+            "bytes": model.bytes,
+            "largest_error": model.largest_error,
+            "rows": model.rows,
+        }
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(
+        f"{model.path}: {format_bytes(model.bytes)}, same labels as the artifact on {model.rows} rows, "
+        f"log-probabilities within {model.largest_error:.1e}"
+    )
+
+
+def _weights(artifact: Artifact, run_folder: Path | None) -> dict[str, np.ndarray] | None:
+    from edgeff.runtime.checkpoint import BEST, read_weights
+
+    return None if run_folder is None else read_weights(run_folder / BEST, artifact.manifest_sha256)
