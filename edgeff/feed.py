@@ -18,7 +18,7 @@ from edgeff.model import LocalNetwork
 from edgeff.pretrain_settings import Augment
 
 if TYPE_CHECKING:
-    from edgeff.data import Dataset
+    from edgeff.dataset import Dataset
     from edgeff.preprocess import Preprocessing
 
 # Features of a data set that are smaller than this are computed once and kept on the device.
@@ -36,14 +36,12 @@ class Feed:
         augment: `signal` changes raw rows, the others change features.
 
     Raises:
-        DataError: The data set has no rows.
+        DataError: Rows of another form than the preprocessing takes, or a value that is not finite.
     """
 
     def __init__(
         self, dataset: Dataset, preprocessing: Preprocessing, *, device: torch.device, augment: Augment = "none"
     ) -> None:
-        if len(dataset.x) == 0:
-            raise DataError(f"data set `{dataset.name}` has no rows")
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.device = device
@@ -68,6 +66,7 @@ class Feed:
 
     def _features(self, index: Index, rng: np.random.Generator | None) -> Tensor:
         raw = np.asarray(self.dataset.x[index])
+        self.preprocessing.check_raw(raw, numbers=index)
         if self.augment == "signal" and rng is not None:
             raw = shake_signals(raw, self.preprocessing.features.shape[0], rng)
         return torch.from_numpy(np.ascontiguousarray(self.preprocessing.apply(raw))).to(self.device)
@@ -110,7 +109,8 @@ def check_fit(network: LocalNetwork, preprocessing: Preprocessing, *datasets: Da
 
     Raises:
         ModelError: Features of another shape or dtype than the network's input.
-        DataError: Raw rows of another shape than the preprocessing takes, labels out of range, or other class names.
+        DataError: No rows, raw rows of another shape than the preprocessing takes, labels out of range, or other class
+            names.
     """
     features = preprocessing.features
     if tuple(features.shape) != network.input_shape or features.dtype != network.input_dtype:
@@ -123,6 +123,7 @@ def check_fit(network: LocalNetwork, preprocessing: Preprocessing, *datasets: Da
 
 
 def _check_dataset(network: LocalNetwork, preprocessing: Preprocessing, dataset: Dataset) -> None:
+    dataset.check()
     if tuple(dataset.x.shape[1:]) != tuple(preprocessing.input.shape):
         raise DataError(
             f"data set `{dataset.name}` has rows of {tuple(dataset.x.shape[1:])}, "

@@ -27,7 +27,7 @@ from edgeff.pretrain_settings import PretrainSettings
 from edgeff.run_folder import EpochMetrics, RunFolder
 
 if TYPE_CHECKING:
-    from edgeff.data import Dataset
+    from edgeff.dataset import Dataset
     from edgeff.preprocess import Preprocessing
 
 __all__ = [

@@ -61,6 +61,7 @@ def load_run(folder: Path, *, network: LocalNetwork | None = None) -> Pretrained
     Raises:
         RunError: No such run, a damaged file, or a network that nothing in the folder can build.
         ModelError: The weights do not fit the network.
+        DataError: Preprocessing steps that were edited and no longer fit.
     """
     recipe = _read_recipe(folder)
     try:
@@ -68,13 +69,15 @@ def load_run(folder: Path, *, network: LocalNetwork | None = None) -> Pretrained
         steps = recipe["preprocessing"]
         preprocessing = Preprocessing(
             input=_tensor_spec(steps["input"]), steps=tuple(steps["steps"]), features=_tensor_spec(steps["features"])
-        )
+        ).validate()
         metrics = tuple(EpochMetrics.from_dict(values) for values in recipe["metrics"])
         source, best_epoch = _source_from_dict(recipe["source"], folder), int(recipe["best_epoch"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"`{folder / RECIPE}` is damaged: {type(error).__name__}: {error}") from error
     if not metrics:
         raise RunError(f"run `{folder}` has not finished its first epoch", hint="resume it")
+    if not 1 <= best_epoch <= len(metrics):
+        raise RunError(f"`{folder / RECIPE}` is damaged: best epoch {best_epoch} of {len(metrics)}")
     trained = settings.prepare(_network(source, network, folder)).eval()
     trained.load_tensors({key: torch.from_numpy(value) for key, value in _read_tensors(folder / BEST).items()})
     trained.fuse_readouts(LogProbabilitySum(metrics[best_epoch - 1].validation.readout_weights))

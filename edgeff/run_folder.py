@@ -33,7 +33,7 @@ from edgeff.model import LocalNetwork, Source
 from edgeff.pretrain_settings import PretrainSettings
 
 if TYPE_CHECKING:
-    from edgeff.data import Dataset
+    from edgeff.dataset import Dataset
     from edgeff.preprocess import Preprocessing
 
 FORMAT = "edgeff-run"
@@ -122,7 +122,7 @@ class RunFolder:
                 shutil.copyfile(source.name.rpartition(":")[0], self.path / FACTORY)
         except OSError as error:
             raise RunError(f"cannot write into `{self.path}`: {error.strerror or error}") from error
-        index = stratified_rows(self.train.y, self.settings.replay_rows, seed=self.settings.seed)
+        index = rows_even_over_classes(self.train.y, self.settings.replay_rows, seed=self.settings.seed)
         replay = {"x": np.ascontiguousarray(self.train.x[index]), "y": self.train.y[index].astype(np.int64)}
         write_atomically(self.path / REPLAY, safetensors.numpy.save(replay))
         self._write_recipe({"history": [], "best_epoch": 0})
@@ -187,11 +187,11 @@ class RunFolder:
         write_atomically(self.path / RECIPE, text.encode())
 
 
-def stratified_rows(y: NDArray[np.int64], rows: int, *, seed: int) -> NDArray[np.int64]:
+def rows_even_over_classes(y: NDArray[np.int64], rows: int, *, seed: int) -> NDArray[np.int64]:
     """Row numbers of a sample that is as even over the classes as they allow, in rising order.
 
     >>> y = np.array([0] * 90 + [1] * 9 + [2])
-    >>> np.bincount(y[stratified_rows(y, 13, seed=0)])
+    >>> np.bincount(y[rows_even_over_classes(y, 13, seed=0)])
     array([6, 6, 1])
     """
     rng = np.random.default_rng([seed, 0])
