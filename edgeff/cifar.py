@@ -168,7 +168,8 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
             raise pickle.UnpicklingError("its commands make no sense") from error
     if not isinstance(content, dict):
         raise DataError(f"`{path}` holds no dictionary, needed a CIFAR batch", hint=_NO_BATCH)
-    return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+    # Keys are byte strings where Python 2 wrote the file, text where Python 3 did.
+    return {key.encode("utf-8", "replace") if isinstance(key, str) else key: value for key, value in content.items()}
 
 
 def _pixels(array: Any, path: Path) -> Array:

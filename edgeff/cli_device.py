@@ -85,9 +85,7 @@ def train_on_device(
         given["blocks"] = tuple(name.strip() for name in blocks.split(",") if name.strip())
     chosen = replace(default_settings(opened.manifest), **given)
     rows = open_checked(data, data_dir, opened.manifest)
-    plan = plan_adaptation(
-        opened.manifest, chosen, len(rows), budget_bytes=budget_bytes, threads=engine.threads
-    )
+    plan = plan_adaptation(opened.manifest, chosen, len(rows), budget_bytes=budget_bytes, threads=engine.threads)
     adaptation = Adaptation(
         artifact=opened,
         dataset=rows,
@@ -165,7 +163,9 @@ def _budget(asked: int | None, device_name: str | None, floor_bytes: int) -> int
     require_supported(machine)
     matched, _ = match_profile(machine, load_all())
     if matched is None:
-        raise DeviceError("this machine matches no profile", hint="give `--budget`, or `--device` with a profile of yours")
+        raise DeviceError(
+            "this machine matches no profile", hint="give `--budget`, or `--device` with a profile of yours"
+        )
     return machine_budget_bytes(matched, machine, floor_bytes, resident_bytes=floor_bytes)
 
 

@@ -26,7 +26,9 @@ _DATA_DIR = click.option(
 @click.command()
 @click.option("--preset", "preset_name", help="A network by name, for example `har-cnn` or `image-cnn`.")
 @click.option("--model", "factory", metavar="FILE:FUNCTION", help="Your own: a function that returns a LocalNetwork.")
-@click.option("--input-shape", metavar="C,H,W", help="One row after preprocessing. Default: the preset's, or the data's.")
+@click.option(
+    "--input-shape", metavar="C,H,W", help="One row after preprocessing. Default: the preset's, or the data's."
+)
 @click.option("--width", type=float, default=1.0, show_default=True, help="Factor on a preset's channels.")
 @click.option("--data", required=True, metavar="SPEC", help="Training data: a path, or `name:split`.")
 @click.option("--validation", metavar="SPEC", help="Validation data. Default: a tenth of the training data.")
@@ -101,10 +103,12 @@ def pretrain(
 
 def _show(line: ProgressLine, record: PretrainProgress, settings: PretrainSettings) -> None:
     if record.metrics is not None:
-        line.note(f"epoch {record.epoch}/{settings.epochs}  validation accuracy {record.metrics.validation.accuracy:.4f}")
+        line.note(
+            f"epoch {record.epoch}/{settings.epochs}  validation accuracy {record.metrics.validation.accuracy:.4f}"
+        )
         return
     losses = " ".join(f"{loss:.3f}" for loss in record.losses.values())
-    line.show((record.epoch - 1) * record.steps + record.step, f"loss {losses}  {record.rows_per_s:.0f} rows/s")
+    line.show(record.step, f"loss {losses}  {record.rows_per_s:.0f} rows/s")
 
 
 def _print_result(result: PretrainResult, out: Path, as_json: bool) -> None:
@@ -119,7 +123,9 @@ def _print_result(result: PretrainResult, out: Path, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     readouts = " ".join(f"{accuracy:.3f}" for accuracy in best.validation.readout_accuracy)
-    click.echo(f"{out}: best epoch {result.best_epoch}, validation accuracy {best.validation.accuracy:.4f} ({readouts})")
+    click.echo(
+        f"{out}: best epoch {result.best_epoch}, validation accuracy {best.validation.accuracy:.4f} ({readouts})"
+    )
 
 
 def _network(
@@ -160,7 +166,9 @@ def _shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Artifact to write: a folder or a .zip file.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Artifact to write: a folder or a .zip file."
+)
 @click.option(
     "--blocks",
     type=click.Choice(["1-layer", "2-layer", "whole"]),

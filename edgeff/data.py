@@ -77,7 +77,7 @@ def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None)
         raise DataError(f"the length of a row must be 1 or more, got {length}")
     name, split = _name_and_split(spec)
     known = name in _KNOWN
-    dataset = _open_known(name, split, data_dir, length) if known else _open_path(Path(name), split, length)
+    dataset = _open_known(name, split, data_dir, length) if known else _open_path(name, split, length)
     return replace(dataset, name=spec).check().check_values()
 
 
@@ -89,10 +89,11 @@ def _name_and_split(spec: str) -> tuple[str, str]:
     return (head, tail) if head in _KNOWN or os.path.exists(head) else (spec, "")
 
 
-def _open_path(path: Path, split: str, length: int | None) -> Dataset:
+def _open_path(name: str, split: str, length: int | None) -> Dataset:
     # `os.path` says no where `Path.exists` would raise: a name too long for a file, or with a null byte.
-    if not os.path.exists(path):
-        raise _unknown(str(path))
+    if not os.path.exists(name):
+        raise _unknown(name)
+    path = Path(name)
     if path.is_dir():
         return read_folder(path, split, length=length)
     if split:

@@ -48,7 +48,9 @@ class Learner:
         if self.optimizer is not None:
             torch.autograd.backward(loss)
             self._update(self.optimizer, step)
-        return handover.detach(), loss.detach()
+        handover = handover.detach()
+        # Autocast leaves some activations in bfloat16; what blocks exchange is float32, as on the device.
+        return handover.float() if self.settings.mixed_precision else handover, loss.detach()
 
     def _update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         if self.settings.gradient_clip:

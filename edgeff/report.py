@@ -43,9 +43,7 @@ def tensor_bytes(manifest: Manifest, rows: int = 1) -> int:
     What a device without onnxruntime would have to hold at the least, whatever runtime it used.
     """
     held = sum(block.weight_bytes + block.state_bytes for block in manifest.blocks)
-    return held + max(
-        block.parameter_bytes + block.graphs["step"].transient_bytes(rows) for block in manifest.blocks
-    )
+    return held + max(block.parameter_bytes + block.graphs["step"].transient_bytes(rows) for block in manifest.blocks)
 
 
 def block_table(manifest: Manifest) -> str:
@@ -88,7 +86,9 @@ def device_table(verdicts: Sequence[DeviceVerdict]) -> str:
     rows = [
         (
             verdict.device,
-            "?" if verdict.ram_bytes is None else f"{'~' if verdict.estimated else ''}{format_bytes(verdict.ram_bytes)}",
+            "?"
+            if verdict.ram_bytes is None
+            else f"{'~' if verdict.estimated else ''}{format_bytes(verdict.ram_bytes)}",
             format_bytes(verdict.floor_bytes) if verdict.floor_bytes else "-",
             format_bytes(verdict.budget_bytes) if verdict.budget_bytes > 0 else "-",
             "yes" if verdict.fits else "no",

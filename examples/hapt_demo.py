@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".demo"), help="folder for what is made; emptied first")
     parser.add_argument("--json", type=Path, default=Path("demo.json"), help="where the result goes")
     parser.add_argument("--budget", default="32MiB", help="of each adaptation, over the floor")
-    parser.add_argument("--epochs", type=int, default=20, help="of pretraining")
+    parser.add_argument("--epochs", type=int, default=12, help="of pretraining")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.work, ignore_errors=True)
     arguments.work.mkdir(parents=True)
@@ -81,7 +81,19 @@ def main() -> None:
 def prepare(work: Path, epochs: int) -> Path:
     """On the workstation: pretrain on the 21 training people, export, report."""
     run, artifact = work / "pretrained", work / "artifact"
-    edgeff(sys.executable, "pretrain", "--preset", "har-cnn", "--data", f"{HAPT}:train", "--out", run, *PRETRAIN, "--epochs", epochs)
+    edgeff(
+        sys.executable,
+        "pretrain",
+        "--preset",
+        "har-cnn",
+        "--data",
+        f"{HAPT}:train",
+        "--out",
+        run,
+        *PRETRAIN,
+        "--epochs",
+        epochs,
+    )
     edgeff(sys.executable, "export", run, "--out", artifact)
     edgeff(sys.executable, "report", artifact, "--device", DEVICE)
     return artifact
@@ -182,7 +194,9 @@ def edgeff(python: Path | str, *arguments: object) -> None:
 def edgeff_json(python: Path | str, *arguments: object) -> dict[str, Any]:
     """Run a command and read what it prints."""
     words = [str(word) for word in arguments]
-    done = subprocess.run([str(python), "-m", "edgeff", *words, "--json"], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [str(python), "-m", "edgeff", *words, "--json"], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
+    )
     if done.returncode:
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout)

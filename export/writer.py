@@ -94,9 +94,7 @@ def export_network(
     blocks: list[nn.Module] = list(network.blocks)
     check_locality(blocks)
     with torch.no_grad():
-        compiled = [
-            _compile(block, network, preprocessing, settings, last=block is blocks[-1]) for block in blocks
-        ]
+        compiled = [_compile(block, network, preprocessing, settings, last=block is blocks[-1]) for block in blocks]
     weights = {
         f"{part.spec.name}.{name}": tensor.cpu().contiguous().numpy()
         for part in compiled
@@ -163,9 +161,7 @@ def _compile(
     graphs = compile_block(
         block, optimizer_spec=settings.optimizer, input_dtype=dtype, last=last, dropout=settings.dropout
     )
-    error = check_block(
-        block, graphs, spec=settings.optimizer, input_dtype=dtype, classes=len(network.classes)
-    )
+    error = check_block(block, graphs, spec=settings.optimizer, input_dtype=dtype, classes=len(network.classes))
     name = str(block.name)
     paths = {kind: f"blocks/{name}.{kind}.onnx" for kind in graphs.models}
     spec = BlockSpec(
@@ -204,7 +200,8 @@ def _serialised(model: onnx.ModelProto) -> bytes:
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]
-    return bare.SerializeToString(deterministic=True)
+    content: bytes = bare.SerializeToString(deterministic=True)
+    return content
 
 
 __all__ = ["ExportSettings", "check_locality", "export_network"]

@@ -232,7 +232,8 @@ class _Run:
             manifest_sha256=self._run.artifact.manifest_sha256,
             position=position,
             settings=self._run.settings.as_dict(),
-            guard={"history": [dataclasses.asdict(evaluation) for evaluation in self._history]},
+            # Without times: the files of a resumed run are the same, byte for byte, as those of one that was not.
+            guard={"history": [_without_times(evaluation) for evaluation in self._history]},
         )
         self._run.folder.write_checkpoint(self._network, checkpoint)
 
@@ -267,6 +268,10 @@ def _measured(meter: Meter | None) -> dict[str, Any] | None:
         return None
     reading = meter.read()
     return {**dataclasses.asdict(reading), "training_bytes": reading.training_bytes}
+
+
+def _without_times(evaluation: Evaluation) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(evaluation).items() if key != "rows_per_s"}
 
 
 def _evaluation_from(values: Mapping[str, Any]) -> Evaluation:

@@ -203,7 +203,7 @@ class _Session:
         if not fits or array.dtype.name != port.dtype or not array.flags.c_contiguous:
             raise EngineError(
                 f"`{self._name}`: `{port.name}` must be {port.dtype} {_shown(port.shape)}, "
-                f"got {array.dtype.name} {_shown(array.shape)}",
+                f"got {array.dtype.name} {_shown(array.shape)}{'' if array.flags.c_contiguous else ', not contiguous'}",
                 hint="the graph is not the one the manifest describes: export the model again",
             )
         return array

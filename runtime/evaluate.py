@@ -27,7 +27,7 @@ class Evaluation:
         per_class: Accuracy on the rows of each class; None for a class without rows.
         per_block: Accuracy of each block by itself.
         rows: Evaluated.
-        rows_per_s: Speed.
+        rows_per_s: Speed; 0 where it was read from a checkpoint, which holds no times.
     """
 
     accuracy: float
@@ -35,7 +35,7 @@ class Evaluation:
     per_class: tuple[float | None, ...]
     per_block: Mapping[str, float]
     rows: int
-    rows_per_s: float
+    rows_per_s: float = 0.0
 
 
 def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: int = DEFAULT_MICRO_BATCH) -> Evaluation:

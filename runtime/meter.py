@@ -63,6 +63,7 @@ class Meter:
         exact = (reset or reset_peak)()
         start = self._probe()
         self._floor = start.resident_bytes
+        self._peak = start.resident_bytes
         self._source = (
             start.source if exact else f"{start.source}, not reset" if start.source == "VmHWM" else start.source
         )
@@ -75,7 +76,9 @@ class Meter:
     def read(self) -> MemoryReading:
         """Measure now."""
         now = self._probe()
-        return MemoryReading(self._floor, now.resident_bytes, max(now.peak_bytes, self._floor), self._source)
+        # The kernel's count may fall behind by some pages, and so read less than it did before.
+        self._peak = max(self._peak, now.peak_bytes)
+        return MemoryReading(self._floor, now.resident_bytes, self._peak, self._source)
 
 
 def residency() -> Residency:

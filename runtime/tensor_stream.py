@@ -33,17 +33,18 @@ def write_tensors(stream: IO[bytes], tensors: Mapping[str, Array], facts: Mappin
         facts: JSON-able.
     """
     text = json.dumps(facts, sort_keys=True, allow_nan=False)
-    digest = hashlib.sha256(text.encode())
     entries: dict[str, Any] = {}
     position = 0
     for name, array in tensors.items():
-        digest.update(_bytes_of(array))
         entries[name] = {
             "dtype": _CODES[array.dtype.name],
             "shape": list(array.shape),
             "data_offsets": [position, position + array.nbytes],
         }
         position += array.nbytes
+    digest = _begin_digest(text, entries)
+    for array in tensors.values():
+        digest.update(_bytes_of(array))
     header = json.dumps({"__metadata__": {_FACTS: text, _CHECKSUM: digest.hexdigest()}, **entries}).encode()
     header += b" " * (-len(header) % 8)  # so that the tensors begin at a multiple of 8 bytes
     stream.write(len(header).to_bytes(8, "little"))
@@ -62,8 +63,8 @@ def read_facts(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             header_bytes = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(header_bytes, path.stat().st_size)))
-            metadata = header["__metadata__"]
-            digest = hashlib.sha256(metadata[_FACTS].encode())
+            metadata = header.pop("__metadata__")
+            digest = _begin_digest(metadata[_FACTS], header)
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
             if digest.hexdigest() != metadata[_CHECKSUM]:
@@ -113,6 +114,11 @@ def read_all_tensors(path: Path) -> dict[str, Array]:
         raise RunError(f"`{path}` is damaged: {error}") from error
     read_tensors_into(path, arrays)
     return arrays
+
+
+def _begin_digest(facts: str, entries: Mapping[str, Any]) -> hashlib._Hash:
+    """The checksum of all but the tensors' bytes, which follow."""
+    return hashlib.sha256(json.dumps([facts, entries]).encode())
 
 
 def _stored(index: Mapping[str, StoredTensor], name: str, array: Array, path: Path) -> StoredTensor:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgeff import cifar
 from edgeff.cifar import read_cifar_pickle
 from edgeff.class_names import CIFAR10, CIFAR100
 from edgeff.data import open_dataset
@@ -207,6 +208,15 @@ def test_a_pickle_that_names_anything_else_is_refused(tmp_path: Path, batch: obj
     assert name.split(".")[-1] in str(caught.value)
     assert str(caught.value).endswith("`, which edgeff does not load")
     assert caught.value.hint.startswith("a pickle can run any program")
+
+
+def test_a_pickle_cannot_change_what_it_may_name(tmp_path: Path) -> None:
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n}U\x05stateK\x01sb.")
+    with pytest.raises(DataError) as caught:
+        read_file(path)
+    assert str(caught.value) == f"`{path}` is not a valid CIFAR pickle: it sets attributes"
+    assert vars(cifar._reconstruct) == {}
 
 
 _ARRAY = pickled(IMAGES, LABELS)

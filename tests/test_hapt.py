@@ -23,6 +23,7 @@ RECORDINGS = [
     (2, 2, [(2, 128), (7, 70), (5, 400)]),
     (3, 4, [(3, 100), (6, 256)]),
     (4, 2, [(5, 200)]),
+    (5, 1, [(1, 127), (2, 129)]),  # the first window misses by one sample
 ]
 
 
@@ -83,7 +84,7 @@ def test_windows_are_cut_within_one_recording_and_one_activity(
 
     dataset = open_dataset(f"{folder}:all", data_dir=None)
 
-    assert len(dataset) == len(expected) == 12
+    assert len(dataset) == len(expected) == 13
     assert (dataset.input.shape, dataset.input.dtype, dataset.classes) == ((128, 6), "int16", ACTIVITIES)
     np.testing.assert_array_equal(dataset.x[:], [window for *_, window in expected])
     assert dataset.y.tolist() == [label for *_, label, _ in expected]
@@ -132,14 +133,14 @@ HEAD = "experiment,user,start,length\n"
         ("experiments.csv", HEAD.encode(), "it has no recordings"),
         ("experiments.csv", (HEAD + "1,1,0\n").encode(), "row 0 has 3 columns, needed 4"),
         ("experiments.csv", (HEAD + "1,1,0,100\n2,2,0,x\n").encode(), "invalid literal for int()"),
-        ("experiments.csv", (HEAD + "1,1,0,99999\n").encode(), "row 0 has samples 0..99999, but the signal has 1644"),
-        ("experiments.csv", (HEAD + "1,1,-1,10\n").encode(), "row 0 has samples -1..9, but the signal has 1644"),
+        ("experiments.csv", (HEAD + "1,1,0,99999\n").encode(), "row 0 has samples 0..99999, but the signal has 1900"),
+        ("experiments.csv", (HEAD + "1,1,-1,10\n").encode(), "row 0 has samples -1..9, but the signal has 1900"),
         ("experiments.csv", b"\xff\xfe", "can't decode byte"),
-        ("labels_int8.npy.xz", packed(np.zeros(7, np.int8)), "holds int8 of shape (7,), needed int8 of (1644,)"),
+        ("labels_int8.npy.xz", packed(np.zeros(7, np.int8)), "holds int8 of shape (7,), needed int8 of (1900,)"),
         (
             "labels_int8.npy.xz",
-            packed(np.zeros(1644, np.int16)),
-            "holds int16 of shape (1644,), needed int8 of (1644,)",
+            packed(np.zeros(1900, np.int16)),
+            "holds int16 of shape (1900,), needed int8 of (1900,)",
         ),
         ("labels_int8.npy.xz", b"not xz", "is not a valid npy file"),
         (

@@ -149,6 +149,20 @@ def test_a_member_with_bytes_after_its_data_is_refused(tmp_path: Path) -> None:
     assert f"`x` in `{path}` has 252 bytes, needed 248" in str(error_of(lambda: read_file(path)))
 
 
+def test_a_stored_member_that_claims_more_than_the_file_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    header = npy_with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (9999, 2)}")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("y.npy", npy_bytes(Y))
+        archive.writestr("x.npy", header)
+        # What the directory at the end of the file will say.
+        info = archive.infolist()[1]
+        info.file_size = info.compress_size = len(header) + 9999 * 8
+    error = error_of(lambda: read_file(path))
+    assert f"but the file has {path.stat().st_size:,}" in str(error)
+    assert str(error).startswith(f"`x` in `{path}` ends at byte 80,")
+
+
 # --- npy pairs ---
 
 

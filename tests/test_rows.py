@@ -28,7 +28,7 @@ DTYPES = ("uint8", "int8", "<i2", ">i2", "<f4", ">f8", "<i8", "bool", "<f2")
 
 def file_rows(path: Path, array: np.ndarray, *, before: int = 0, gap: int = 0) -> FileRows:
     """The array as a file, with `before` bytes of something else in front and `gap` bytes after each row."""
-    content = b"?" * before + b"".join(row.tobytes() + b"!" * gap for row in array)
+    content = b"?" * before + b"".join(array[row : row + 1].tobytes() + b"!" * gap for row in range(len(array)))
     path.write_bytes(content[: len(content) - gap] if len(array) else content)
     row_bytes = array[:1].nbytes if len(array) else 0
     return FileRows(path, before, array.shape, array.dtype, row_bytes + gap if gap else 0)
@@ -92,6 +92,13 @@ def test_a_selection_of_a_selection_is_one_selection() -> None:
     assert isinstance(twice, SelectedRows)
     assert isinstance(twice.rows, np.ndarray)
     assert twice[:].tolist() == [2, 8]
+
+
+def test_a_selection_may_be_a_mask_or_count_from_the_end_and_must_exist() -> None:
+    assert select_rows(np.arange(4), np.array([True, False, False, True]))[:].tolist() == [0, 3]
+    assert select_rows(np.arange(4), np.array([-1, 0])).index.tolist() == [3, 0]
+    with pytest.raises(IndexError):
+        select_rows(np.arange(4), np.array([4]))
 
 
 @pytest.mark.parametrize("kind", ["file", "array"])

@@ -123,14 +123,14 @@ def test_a_fraction_outside_0_and_1_is_refused(fraction: float) -> None:
 @st.composite
 def recordings(draw: st.DrawFn) -> Dataset:
     """Windows of several recordings in shuffled order, of any overlap, with labels that may change at any window."""
-    step, length = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    step = draw(st.integers(1, 4))
     y, sequence, span = [], [], []
     for recording in range(draw(st.integers(1, 3))):
         for place in range(draw(st.integers(1, 12))):
             if draw(st.integers(0, 5)):  # some windows are missing
                 y.append(draw(st.integers(0, 2)))
                 sequence.append(recording)
-                span.append([place * step, place * step + length])
+                span.append([place * step, place * step + draw(st.integers(1, 6))])
     order = draw(st.permutations(range(len(y)))) if y else []
     columns = {"sequence": np.array(sequence, np.int64)[order], "span": np.array(span, np.int64).reshape(-1, 2)[order]}
     y = [*y, 0, 0, 0]  # one recording that can always be halved
@@ -185,6 +185,13 @@ def test_half_overlapping_windows_lose_one_between_the_halves() -> None:
     adapt, test = calibration_split(dataset_of(np.zeros(7, np.int64), sequence=np.zeros(7, np.int64), span=span))
 
     assert (numbers(adapt), numbers(test)) == ([0, 1, 2], [4, 5, 6])
+
+
+def test_a_long_early_window_counts_even_behind_a_short_one() -> None:
+    span = np.array([[0, 10], [1, 2], [8, 9], [12, 13]])
+    adapt, test = calibration_split(dataset_of(np.zeros(4, np.int64), sequence=np.zeros(4, np.int64), span=span))
+
+    assert (numbers(adapt), numbers(test)) == ([0, 1], [3])
 
 
 def test_without_spans_each_row_is_taken_to_overlap_its_neighbours() -> None:
