@@ -62,7 +62,7 @@ def largest_divisor(length: int, limit: int) -> int:
 class PooledGoodness:
     """Mean of `a` or of `a**2` over the cells of a regular grid, flattened.
 
-    Takes the activation before any normalisation, so its size is still a signal (docs/method.md, "Goodness").
+    Takes the activation before any normalisation, so its size is still a signal (docs/method.md, "A block").
 
     Attributes:
         cells: Cells per spatial axis, one number or one per axis. The largest divisor of the map's size that is at most

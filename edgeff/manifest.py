@@ -148,7 +148,8 @@ class InferenceSpec:
     """The whole network as one inference model, into which `finalize` writes weights.
 
     Attributes:
-        file: ONNX file: raw rows in (preprocessing included), `log_probabilities` (rows, classes) and `label` (rows) out.
+        file: ONNX file: raw rows in (preprocessing included); out `log_probabilities` (rows, classes), normalised, and
+            `label` (rows,) int64.
         offsets: Where the little-endian bytes of each weight stand in the file, by its name in the weights file.
     """
 
@@ -171,7 +172,7 @@ class CheckResults:
     Attributes:
         micro_batches: The sizes tried.
         largest_error: Largest error by block, relative to each tensor's largest absolute value.
-        tolerance: What it had to stay under.
+        tolerance: What it must not exceed.
     """
 
     micro_batches: tuple[int, ...]
@@ -195,7 +196,7 @@ class Manifest:
         edgeff_version: The version that wrote it.
         name: Of the network.
         input: One raw row, as data readers deliver it.
-        preprocessing: Steps of `edgeff.preprocess`, applied on the device.
+        preprocessing: Steps of `edgeff.steps`, applied on the device.
         features: One row after preprocessing: what the first block takes.
         classes: Names, in the order of the labels 0..K-1.
         fusion: Weight of each block's log-probabilities in the prediction.

@@ -170,15 +170,17 @@ def people_table(people: list[Person], result: dict[str, Any]) -> str:
         ("mean", "", f"{before:.3f}", f"{after:.3f}", f"{np.mean([one.seconds for one in people]):.1f}", "", "")
     )
     header = ("person", "windows", "before", "after", "seconds", "planned", "measured")
-    lost = max(0.0, max(one.accuracy_before - one.accuracy_after for one in people))
+    lost = max(0.0, *(one.accuracy_before - one.accuracy_after for one in people))
+    floor, measured, planned, budget = (
+        format_bytes(result[key]) for key in ("floor_bytes", "training_bytes", "planned_bytes", "budget_bytes")
+    )
     return "\n".join(
         [
             table(header, rows),
             "",
             f"mean error {1 - before:.3f} -> {1 - after:.3f} ({1 - (1 - after) / (1 - before):.0%} less); "
             f"the most anybody lost: {100 * lost:.1f} points",
-            f"floor {format_bytes(result['floor_bytes'])}; training bytes at most {format_bytes(result['training_bytes'])} "
-            f"measured, {format_bytes(result['planned_bytes'])} planned, {format_bytes(result['budget_bytes'])} allowed",
+            f"floor {floor}; training bytes at most {measured} measured, {planned} planned, {budget} allowed",
         ]
     )
 
@@ -194,9 +196,7 @@ def edgeff(python: Path | str, *arguments: object) -> None:
 def edgeff_json(python: Path | str, *arguments: object) -> dict[str, Any]:
     """Run a command and read what it prints."""
     words = [str(word) for word in arguments]
-    done = subprocess.run(
-        [str(python), "-m", "edgeff", *words, "--json"], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
-    )
+    done = subprocess.run([str(python), "-m", "edgeff", *words, "--json"], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -48,8 +48,8 @@ class ExportSettings:
         metadata: Facts that no reader needs.
     """
 
-    optimizer: OptimizerSpec = optimizer_spec("adamw")
-    training: TrainingDefaults = TrainingDefaults()
+    optimizer: OptimizerSpec = field(default_factory=lambda: optimizer_spec("adamw"))
+    training: TrainingDefaults = field(default_factory=TrainingDefaults)
     dropout: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 

@@ -23,8 +23,8 @@ SESSION_BYTES = 96 * 1024
 NODE_BYTES = 4608
 # Each thread beyond the first, in each session: the same measurement with three threads.
 THREAD_BYTES = 80 * 1024
-# Whatever the model, found the same way: 2 MiB of program code that is read in when kernels first run, and somewhat more
-# again of Python objects, file buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
+# Whatever the model, found the same way: 2 MiB of program code that is read in when kernels first run; the rest are
+# Python objects, file buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
 PROCESS_BYTES = 9 * MIB // 2
 
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from tiny_artifact import Tiny, initial_weights, make_rows, write_tiny
 
-from edgeff import atomic
 from edgeff.errors import RunError
 from edgeff.runtime import checkpoint as checkpoint_module
 from edgeff.runtime.checkpoint import BEST, CHECKPOINT, PREVIOUS, Checkpoint, RunFolder, read_weights
@@ -130,8 +129,7 @@ def test_a_bit_that_flipped_is_noticed_or_changes_nothing_that_is_read(file_and_
     arrays = {"a": np.zeros(5, np.float32), "b": np.zeros(3, np.float32)}
     try:
         facts = read_facts(path)
-    except RunError as error:
-        assert "\n" not in str(error)
+    except RunError:
         return
     read_tensors_into(path, arrays)
     assert facts == {"step": 3}
@@ -216,17 +214,31 @@ def test_a_power_cut_while_writing_leaves_the_checkpoint_before(artifact, engine
     class PowerCut(BaseException):
         pass
 
+    real = os.replace
+
+    def cut_at(call):
+        """Let the power fail in the `call`-th rename: the first puts the old one aside, the second names the new."""
+        calls = []
+
+        def replace(source, target):
+            calls.append(target)
+            if len(calls) == call:
+                raise PowerCut
+            real(source, target)
+
+        return replace
+
     def cut(*arguments):
         raise PowerCut
 
-    # Each moment of a write: before the first byte, before the old one is put aside, before the new one takes its name.
-    for module, name in (
-        (checkpoint_module, "write_tensors"),
-        (checkpoint_module.os, "replace"),
-        (atomic.os, "replace"),
-    ):
+    moments = [
+        (checkpoint_module, "write_tensors", cut),
+        (os, "fsync", cut),
+        *((os, "replace", cut_at(n)) for n in (1, 2)),
+    ]
+    for module, name, failing in moments:
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, cut)
+            patch.setattr(module, name, failing)
             with pytest.raises(PowerCut):
                 folder.write_checkpoint(network, mark(artifact, step=8))
         other = open_network(artifact, engine, trained=["block1", "block2"])

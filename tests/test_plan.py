@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -153,4 +154,4 @@ def _more_sessions(manifest):
 def test_micro_batches_halve_from_the_batch_to_one(batch_size):
     sizes = list(micro_batches(batch_size))
     assert (sizes[0], sizes[-1]) == (batch_size, 1)
-    assert all(after == before // 2 for before, after in zip(sizes, sizes[1:], strict=False))
+    assert all(after == before // 2 for before, after in pairwise(sizes))
