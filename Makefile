@@ -22,7 +22,8 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.ready $(DEVICE)/.ready
-	$(VENV)/bin/python benchmarks/step_graphs.py
+	$(VENV)/bin/python benchmarks/lowering.py
+	$(VENV)/bin/python benchmarks/adaptation.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }

@@ -172,9 +172,7 @@ def _shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None
 @click.option(
     "--blocks",
     type=click.Choice(["1-layer", "2-layer", "whole"]),
-    default="1-layer",
-    show_default=True,
-    help="How many layers learn as one; `whole` is back-propagation through the whole network.",
+    help="How many layers learn as one; `whole` is back-propagation through the whole network. Default: as pretrained.",
 )
 @click.option(
     "--losses", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Of a joined block."
@@ -193,7 +191,7 @@ def _shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None
 def export(
     run: Path,
     out: Path,
-    blocks: str,
+    blocks: str | None,
     losses: str,
     optimizer: str,
     weight_decay: float | None,
@@ -216,7 +214,7 @@ def export(
     given = {"weight_decay": weight_decay, "momentum": momentum}
     spec = optimizer_spec(optimizer, **{name: value for name, value in given.items() if value is not None})
     pretrained = load_run(run)
-    network = pretrained.network if blocks == "1-layer" else pretrained.network.regroup(blocks, losses)  # type: ignore[arg-type]
+    network = pretrained.network if blocks is None else pretrained.network.regroup(blocks, losses)  # type: ignore[arg-type]
     keep = not no_replay and len(pretrained.replay_y) > 0
     training = replace(TrainingDefaults(), batch_size=batch_size, epochs=epochs, learning_rate=learning_rate)
     settings = ExportSettings(

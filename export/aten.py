@@ -93,8 +93,9 @@ def _gelu(call: Call) -> Lowered:
 
 @translates(aten.threshold_backward.default)
 def _threshold_backward(call: Call) -> Lowered:
+    # Not as Where, which makes two more tensors for itself.
     passed = call.graph.elementwise("Greater", call.tensor(1), call.loose(2), dtype="bool")
-    return call.elementwise("Where", passed, call.loose(0), call.graph.constant(0.0, call.dtype))
+    return call.elementwise("Mul", call.loose(0), call.graph.cast(passed, call.dtype))
 
 
 _BINARY = {

@@ -88,7 +88,7 @@ def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, win
     padding = [0, 0, *window.padding]
     padded = graph.pad(x, padding, padding)
     out_channels, in_channels = _numbers(weight.shape[:2])
-    if in_channels == 1:
+    if in_channels == 1 and groups > 1:
         return _depthwise_weight_gradient(graph, gradient, padded, weight, window, groups)
     parts = []
     for group in range(groups):
@@ -229,6 +229,8 @@ def _embedding(call: Call) -> Lowered:
 @translates(aten.embedding_dense_backward.default)
 def _embedding_backward(call: Call) -> Lowered:
     gradient, indices = call.tensor(0), call.tensor(1)
+    if call.argument(4):
+        raise ValueError("an embedding with `scale_grad_by_freq` is not supported")
     padding_index: Any = call.argument(3)
     if padding_index >= 0:
         is_padding = call.graph.elementwise("Equal", indices, call.graph.constant(padding_index, "int64"), dtype="bool")

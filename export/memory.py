@@ -1,13 +1,14 @@
 """How many bytes a graph holds at once, as a function of the micro-batch.
 
-A liveness pass over the nodes in order: a tensor lives from the node that makes it to its last reader. Graph inputs and
-outputs are not counted, since the runtime owns their buffers. Views (a reshape, say) share the bytes of what they show,
-and an elementwise operator writes over an operand that dies there, as onnxruntime does.
+A liveness pass over the nodes in the order in which onnxruntime runs them: a tensor lives from the node that makes it
+to its last reader. Graph inputs and outputs are not counted, since the runtime owns their buffers. Views (a reshape,
+say) share the bytes of what they show. No operator is taken to write over its operand: most kernels (all arithmetic
+among them) never do, and the others only where onnxruntime can prove two shapes equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 from onnx import TensorProto
@@ -16,12 +17,8 @@ from edgeff.export.inplace import VIEWS
 from edgeff.export.ir import Rows, Shape, size_of
 from edgeff.manifest import Line
 
-_IN_PLACE = frozenset(
-    {
-        "Abs", "Add", "Cast", "Clip", "Div", "Exp", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "Reciprocal",
-        "Relu", "ScatterElements", "ScatterND", "Sigmoid", "Softmax", "Sqrt", "Sub", "Tanh", "Where",
-    }
-)  # fmt: skip
+# Tensors of the output's size that a kernel makes for itself: Where computes both of its choices first.
+_TEMPORARIES = {"Where": 2}
 _DTYPE: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -44,24 +41,57 @@ def transient_bytes(model: onnx.ModelProto) -> tuple[Line, ...]:
     Returns:
         The lines that no other line is above of for every micro-batch, steepest last; empty when nothing is held.
     """
-    graph = model.graph
-    sizes = {value.name: size_of(*_described(value)) for value in graph.value_info}
-    owner = _owners(graph.node)
-    last_read = {owner.get(name, name): index for index, node in enumerate(graph.node) for name in node.input}
+    nodes = run_order(model.graph.node)
+    inner = {value.name: size_of(*_described(value)) for value in model.graph.value_info}
+    outputs = {value.name: size_of(*_described(value)) for value in model.graph.output}
+    owner = _owners(nodes)
+    last_read = {owner.get(name, name): index for index, node in enumerate(nodes) for name in node.input}
     alive: dict[str, Line] = {}
     moments = []
-    for index, node in enumerate(graph.node):
-        made = {name: sizes[name] for name in node.output if name in sizes and owner.get(name, name) == name}
-        dying = [name for name in alive if last_read.get(name, -1) == index and name in node.input]
-        moments.append(_sum([*alive.values(), *made.values()], minus=_overwritten(node, made, dying, alive)))
-        alive |= made
+    for index, node in enumerate(nodes):
+        alive |= {name: inner[name] for name in node.output if name in inner and owner.get(name, name) == name}
+        own = [(inner | outputs)[node.output[0]]] * _TEMPORARIES.get(node.op_type, 0)
+        moments.append(_sum([*alive.values(), *own]))
         for name in [name for name in alive if last_read.get(name, -1) <= index]:
             del alive[name]
     return envelope(moments)
 
 
+def run_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes in the order in which onnxruntime (1.17 to 1.32) runs them one by one.
+
+    It goes against the arrows, depth first, from the nodes whose results no node reads. Of several it always takes the
+    one that stands last in the file. A node that only asks for a shape runs right after what makes the tensor.
+    """
+    made_by = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    sources = [sorted({made_by[name] for name in node.input if name in made_by}) for node in nodes]
+    readers: dict[int, list[int]] = {}
+    for index, made in enumerate(sources):
+        for source in made:
+            readers.setdefault(source, []).append(index)
+    found: dict[int, None] = {}
+    for index in _depth_first(sources, [index for index in range(len(nodes)) if index not in readers]):
+        asking = [reader for reader in readers.get(index, []) if nodes[reader].op_type in ("Shape", "Size")]
+        found |= dict.fromkeys([index, *asking])
+    return [nodes[index] for index in found]
+
+
+def _depth_first(sources: Sequence[Sequence[int]], ends: Iterable[int]) -> Iterator[int]:
+    """Each number after its sources."""
+    seen: set[int] = set()
+    todo = [(index, False) for index in ends]
+    while todo:
+        index, sources_done = todo.pop()
+        if sources_done:
+            yield index
+        elif index not in seen:
+            seen.add(index)
+            todo.append((index, True))
+            todo.extend((source, False) for source in sources[index])
+
+
 def envelope(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """The lines that are largest for some number of rows of at least 1.
+    """The lines that no other line is at least as large as for every number of rows from 1 on.
 
     >>> envelope([Line(10, 1), Line(0, 2), Line(5, 1)])
     (Line(fixed_bytes=10, row_bytes=1), Line(fixed_bytes=0, row_bytes=2))
@@ -82,19 +112,8 @@ def _owners(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:
     return owner
 
 
-def _overwritten(node: onnx.NodeProto, made: dict[str, Line], dying: list[str], alive: dict[str, Line]) -> Line:
-    """The operand whose bytes the result takes over."""
-    if node.op_type not in _IN_PLACE:
-        return Line(0, 0)
-    return next((alive[name] for name in dying if alive[name] in made.values()), Line(0, 0))
-
-
-def _sum(lines: Iterable[Line], *, minus: Line) -> Line:
-    lines = list(lines)
-    return Line(
-        sum(line.fixed_bytes for line in lines) - minus.fixed_bytes,
-        sum(line.row_bytes for line in lines) - minus.row_bytes,
-    )
+def _sum(lines: Sequence[Line]) -> Line:
+    return Line(sum(line.fixed_bytes for line in lines), sum(line.row_bytes for line in lines))
 
 
 def _described(value: onnx.ValueInfoProto) -> tuple[Shape, str]:

@@ -16,21 +16,30 @@ aten = torch.ops.aten
 # --- maximum ----------------------------------------------------------------------------------------------------------
 
 
-def _max_window(call: Call, first: int) -> dict[str, list[int] | int]:
+def _max_window(call: Call, first: int, shape: Shape, out: Shape) -> dict[str, list[int]]:
+    """How the windows stand. Those of `ceil_mode` that hang over the end get more padding there instead.
+
+    onnxruntime versions differ in how many windows `ceil_mode` makes.
+    """
     kernel = _pair(call.argument(first))
+    strides = _pair(call.argument(first + 1, "stride") or kernel)
     padding = _pair(call.argument(first + 2, "padding", 0))
-    return {
-        "kernel_shape": kernel,
-        "strides": _pair(call.argument(first + 1, "stride") or kernel),
-        "pads": [*padding, *padding],
-        "dilations": _pair(call.argument(first + 3, "dilation", 1)),
-        "ceil_mode": int(call.argument(first + 4, "ceil_mode", False)),
-    }
+    dilations = _pair(call.argument(first + 3, "dilation", 1))
+    reach = [
+        (length - 1) * stride + dilation * (size - 1) + 1 - pad - whole
+        for (whole, length), size, stride, pad, dilation in zip(
+            _axes(shape, out), kernel, strides, padding, dilations, strict=True
+        )
+    ]
+    after = list(map(max, padding, reach))
+    if any(pad >= size for pad, size in zip((*padding, *after), kernel * 2, strict=True)):
+        raise ValueError("a dilated window that stands mostly outside the map is not supported")
+    return {"kernel_shape": kernel, "strides": strides, "pads": [*padding, *after], "dilations": dilations}
 
 
 @translates(aten.max_pool2d_with_indices.default)
 def _max_pool(call: Call) -> Lowered:
-    return _max_pool_node(call, _max_window(call, 1))
+    return _max_pool_node(call, _max_window(call, 1, call.tensor(0).shape, call.shape))
 
 
 @translates(aten.adaptive_max_pool2d.default)
@@ -38,7 +47,7 @@ def _adaptive_max_pool(call: Call) -> Lowered:
     return _max_pool_node(call, _even_window(call.tensor(0).shape, call.shape))
 
 
-def _max_pool_node(call: Call, attributes: dict[str, list[int] | int]) -> Lowered:
+def _max_pool_node(call: Call, attributes: dict[str, list[int]]) -> Lowered:
     outputs = [(call.shape, call.dtype), (call.shape, "int64")]
     if call.uses_output(1):
         return call.graph.node("MaxPool", [call.tensor(0)], outputs, attributes)
@@ -47,7 +56,7 @@ def _max_pool_node(call: Call, attributes: dict[str, list[int] | int]) -> Lowere
 
 @translates(aten.max_pool2d_with_indices_backward.default)
 def _max_pool_backward(call: Call) -> Lowered:
-    return _unpool(call, call.tensor(7), _max_window(call, 2))
+    return _unpool(call, call.tensor(7), _max_window(call, 2, call.shape, call.tensor(0).shape))
 
 
 @translates(aten.adaptive_max_pool2d_backward.default)
@@ -56,7 +65,7 @@ def _adaptive_max_pool_backward(call: Call) -> Lowered:
     return _unpool(call, indices, _even_window(x.shape, gradient.shape))
 
 
-def _unpool(call: Call, indices: Value, window: dict[str, list[int] | int]) -> Value:
+def _unpool(call: Call, indices: Value, window: dict[str, list[int]]) -> Value:
     """Send each gradient to where its maximum was. onnxruntime's indices count over the whole tensor."""
     gradient, x = call.tensor(0), call.tensor(1)
     kernel, strides = window["kernel_shape"], window["strides"]
@@ -74,9 +83,9 @@ def _unpool(call: Call, indices: Value, window: dict[str, list[int] | int]) -> V
     return graph.reshape(summed, x.shape)
 
 
-def _stands_apart(window: dict[str, list[int] | int], shape: Shape, out: Shape) -> bool:
+def _stands_apart(window: dict[str, list[int]], shape: Shape, out: Shape) -> bool:
     """Whether no two windows share a place and none hangs over the end, which is all that MaxUnpool can do."""
-    kernel, strides = _pair(window["kernel_shape"]), _pair(window["strides"])
+    kernel, strides = window["kernel_shape"], window["strides"]
     inside = all(
         (length - 1) * stride + size <= whole
         for (whole, length), size, stride in zip(_axes(shape, out), kernel, strides, strict=True)
@@ -141,7 +150,7 @@ def _adaptive_average_pool_backward(call: Call) -> Lowered:
     gradient, x = call.tensor(0), call.tensor(1)
     if _divides(x.shape, gradient.shape):
         kernel = _even_window(x.shape, gradient.shape)["kernel_shape"]
-        return _spread(call.graph, gradient, x.shape, kernel)  # type: ignore[arg-type]
+        return _spread(call.graph, gradient, x.shape, kernel)
     rows, columns = (_adaptive_matrix(size, length) for size, length in _axes(x.shape, gradient.shape))
     return _sandwich(call.graph, gradient, rows.T, columns.T, x.shape)
 
@@ -238,9 +247,9 @@ def _tiles(shape: Shape, out: Shape, kernel: Sequence[int]) -> bool:
     return all(size == length * k for (size, length), k in zip(_axes(shape, out), kernel, strict=True))
 
 
-def _even_window(shape: Shape, out: Shape) -> dict[str, list[int] | int]:
+def _even_window(shape: Shape, out: Shape) -> dict[str, list[int]]:
     """The window of an adaptive pooling whose output divides its input."""
     if not _divides(shape, out):
         raise ValueError("adaptive max pooling needs an output size that divides the input's")
     kernel = [size // length for size, length in _axes(shape, out)]
-    return {"kernel_shape": kernel, "strides": kernel, "pads": [0] * 4, "dilations": [1, 1], "ceil_mode": 0}
+    return {"kernel_shape": kernel, "strides": kernel, "pads": [0] * 4, "dilations": [1, 1]}

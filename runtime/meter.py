@@ -47,7 +47,7 @@ class MemoryReading:
     @property
     def training_bytes(self) -> int:
         """Peak over the floor."""
-        return max(self.peak_bytes - self.floor_bytes, 0)
+        return self.peak_bytes - self.floor_bytes
 
 
 class Meter:

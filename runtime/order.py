@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+# Here and not when first used: numpy loads it on demand, and its 2 MB belong to the floor.
+from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
 from edgeff.errors import RunError
@@ -117,5 +120,5 @@ def graph_seed(seed: int, *, step: int, micro_batch: int, block: int) -> int:
     >>> graph_seed(7, step=1, micro_batch=0, block=0) == graph_seed(7, step=1, micro_batch=0, block=1)
     False
     """
-    state = np.random.SeedSequence((seed, step, micro_batch, block)).generate_state(1, np.uint64)
+    state = SeedSequence((seed, step, micro_batch, block)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))  # the graph takes an int64 of at least 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 from torch import Tensor, nn
 
@@ -121,22 +122,20 @@ def test_the_page_of_commands_is_current() -> None:
 def test_every_option_stands_in_the_page_of_commands() -> None:
     page = docs.COMMANDS.read_text()
     for name in COMMANDS:
-        command = main.get_command(docs_context(), name)
+        command = main.get_command(click.Context(main), name)
         assert command is not None
         section = page.split(f"## edgeff {name}\n")[1].split("\n## ")[0]
         missing = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
         assert [option for option in missing if option not in section] == []
 
 
-def docs_context():
-    import click
-
-    return click.Context(main)
-
-
 def _slug(heading: str) -> str:
     words = re.sub(r"[`*\[\]]", "", heading.lstrip("#").strip().lower())
     return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def _anchors(page: Path) -> set[str]:
+    return {_slug(line) for line in page.read_text().splitlines() if line.startswith("#")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -148,9 +147,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        if not target.exists():
-            broken.append(link)
-        elif anchor and anchor not in {_slug(line) for line in target.read_text().splitlines() if line[:1] == "#"}:
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
             broken.append(link)
     assert broken == []
 

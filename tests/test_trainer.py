@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from tiny_artifact import CLASSES, Oracle, Tiny, make_rows, write_tiny
+from tiny_artifact import CLASSES, Oracle, Tiny, make_manifest, make_rows, write_tiny
 
 from edgeff.errors import EngineError, RunError
+from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.evaluate import evaluate
 from edgeff.runtime.meter import Meter
@@ -89,6 +91,28 @@ def test_training_follows_the_same_formulas_in_numpy_at_every_micro_batch(artifa
     assert_weights(network, oracle)
     for record, loss in zip(records, losses, strict=True):
         assert record.loss == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_hand_over_does_not_run_over_the_one_it_was_made_from(folder, engine, micro_batch):
+    """From three blocks on, both hand-over buffers are in use: a block reads one while it writes the other."""
+    tiny = Tiny(blocks=3, fusion=(1.0, 0.5, 0.25))
+    artifact = write_tiny(folder / f"three-{micro_batch}", tiny)
+    network, trainer = make_trainer(artifact, engine, micro_batch=micro_batch)
+    run_epochs(trainer)
+    oracle, _ = oracle_run(artifact, tiny, trainer)
+    assert_weights(network, oracle)
+
+
+def test_a_block_reads_what_the_one_before_wrote_and_writes_elsewhere():
+    manifest = make_manifest(Tiny(blocks=3, fusion=(1.0, 1.0, 1.0)))
+    buffers = allocate_buffers(manifest, 5, {})
+    bound = [buffers.bound_for(3, block, manifest) for block in range(3)]
+    for before, after in pairwise(bound):
+        assert after["x"].shape == (3, CLASSES)
+        assert after["x"].ctypes.data == before["handover"].ctypes.data
+    assert not any(np.shares_memory(each["x"], each["handover"]) for each in bound[:2])
+    assert "handover" not in bound[2]
 
 
 def test_only_the_blocks_asked_for_are_trained(artifact, engine):
@@ -283,6 +307,17 @@ def test_replay_rows_take_turns(order):
     # Batches of an epoch that are not full skip some places of the order, at most those of one batch each.
     skipped = 2 * order.batches_per_epoch * order.replay_per_batch - len(drawn)
     assert counts.max() - counts.min() <= 1 + skipped
+
+
+def test_replay_rows_have_an_order_of_their_own():
+    order = MixedOrder(12, 12, 24, 0.5, 1)
+    replay, own = np.split(np.concatenate(list(order.batches(1))), 2)
+    assert sorted(replay) == list(range(12))
+    assert replay.tolist() != (own - 12).tolist()
+    (first,) = MixedOrder(12, 12, 24, 0.5, 1).batches(1)
+    # The n-th pass through the replay rows is not the n-th epoch's order of the own rows either.
+    orders = [np.concatenate(list(MixedOrder(12, 0, 12, 0.0, 1).batches(epoch))).tolist() for epoch in range(4)]
+    assert first[:12].tolist() not in orders
 
 
 def test_epochs_and_seeds_have_other_orders():
