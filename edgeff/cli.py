@@ -52,16 +52,15 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except EdgeffError as error:
-            click.echo(f"Error: {error}", err=True)
-            if error.hint:
-                click.echo(f"\nhint: {error.hint}", err=True)
+            hint = error.hint or f"see `edgeff {ctx.invoked_subcommand} --help`"
+            click.echo(f"Error: {error}\n\nhint: {hint}", err=True)
             sys.exit(error.exit_code)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing not in _EXTRAS:
                 raise
-            click.echo(f"Error: this command needs `{missing}`, which is not installed", err=True)
-            click.echo(f'\nhint: run `pip install "edgeff[{_EXTRAS[missing]}]"`', err=True)
+            hint = f'run `pip install "edgeff[{_EXTRAS[missing]}]"`'
+            click.echo(f"Error: this command needs `{missing}`, which is not installed\n\nhint: {hint}", err=True)
             sys.exit(1)
 
 

@@ -69,8 +69,8 @@ def train_on_device(
 ) -> None:
     """Train ARTIFACT on this machine with your rows, and keep the result only where it is better.
 
-    Some of the rows are held out as a guard; the weights of the epoch that does best on them are kept, which may be those
-    that the artifact came with.
+    Some of the rows are held out as a guard; the weights of the epoch that does best on them are kept, which may be
+    those that the artifact came with.
     """
     asked = None if budget is None else _positive(parse_bytes(budget))
     engine, meter, allocator = _start(threads)
@@ -79,11 +79,13 @@ def train_on_device(
     from edgeff.runtime.adapt import Adaptation, plan_adaptation
     from edgeff.runtime.checkpoint import RunFolder
     from edgeff.runtime.settings import default_settings
+    from edgeff.runtime.trainer import LearningRate
 
     given = {name: value for name, value in settings.items() if value is not None}
     if blocks is not None:
         given["blocks"] = tuple(name.strip() for name in blocks.split(",") if name.strip())
     chosen = replace(default_settings(opened.manifest), **given)
+    LearningRate(chosen.learning_rate, chosen.schedule, steps=1)  # refuses a bad one before anything is written
     rows = open_checked(data, data_dir, opened.manifest)
     plan = plan_adaptation(opened.manifest, chosen, len(rows), budget_bytes=budget_bytes, threads=engine.threads)
     adaptation = Adaptation(
@@ -158,7 +160,7 @@ def _budget(asked: int | None, device_name: str | None, floor_bytes: int) -> int
         has = default_budget_bytes(profile, floor_bytes)
         if asked is not None and asked > has:
             raise BudgetError(
-                f"a budget of {format_bytes(asked)} is more than `{profile.id}` has, {format_bytes(has)} over the floor",
+                f"a budget of {format_bytes(asked)} exceeds that of `{profile.id}`: {format_bytes(has)} over the floor",
                 hint=f"give at most `--budget {has // 2**20}MiB`, or leave it out",
             )
         return has if asked is None else asked
@@ -265,8 +267,9 @@ def _result_text(found: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{found['run']}: {kept}{judged}",
-            f"floor {format_bytes(found['floor_bytes'])}, training bytes measured {format_bytes(found['training_bytes'])}, "
-            f"planned {format_bytes(found['planned_bytes'])}, budget {format_bytes(found['budget_bytes'])}; "
+            f"floor {format_bytes(found['floor_bytes'])}, training bytes "
+            f"measured {format_bytes(found['training_bytes'])}, planned {format_bytes(found['planned_bytes'])}, "
+            f"budget {format_bytes(found['budget_bytes'])}; "
             f"{found['seconds']:.1f} s",
         ]
     )
@@ -340,4 +343,8 @@ def finalize(artifact: Path, run_folder: Path | None, out: Path, as_json: bool) 
 def _weights(artifact: Artifact, run_folder: Path | None) -> dict[str, np.ndarray] | None:
     from edgeff.runtime.checkpoint import BEST, read_weights
 
-    return None if run_folder is None else read_weights(run_folder / BEST, artifact.manifest_sha256)
+    if run_folder is None:
+        return None
+    if not (run_folder / BEST).is_file():
+        raise RunError(f"`{run_folder}` has no `{BEST}`", hint="give a folder that `edgeff train-on-device` wrote")
+    return read_weights(run_folder / BEST, artifact.manifest_sha256)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeff.cli_progress import ProgressLine
-from edgeff.errors import ModelError
+from edgeff.errors import ArtifactError, ModelError
 from edgeff.manifest import TrainingDefaults
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def pretrain(
         train, held_out = rows, open_dataset(validation, data_dir=data_dir)
     else:
         train, held_out = train_validation_split(rows, 0.1, chosen.seed)
-    preprocessing = fit_preprocessing(train, tuple(network.input_shape))
+    preprocessing = fit_preprocessing(
+        train, tuple(network.input_shape), dtype=str(network.input_dtype).removeprefix("torch.")
+    )
     steps = chosen.epochs * -(-len(train) // chosen.batch_size)
     with ProgressLine("pretrain", steps) as line:
         result = run_pretraining(
@@ -211,6 +213,8 @@ def export(
     from edgeff.optimizer import optimizer_spec
     from edgeff.pretrain_run import load_run
 
+    if out.exists():  # before the minutes that compiling may take
+        raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place")
     given = {"weight_decay": weight_decay, "momentum": momentum}
     spec = optimizer_spec(optimizer, **{name: value for name, value in given.items() if value is not None})
     pretrained = load_run(run)

@@ -58,17 +58,20 @@ def ordered_in_place(model: onnx.ModelProto, *, block: str, kind: str) -> None:
 
 
 def _wait_for(model: onnx.ModelProto, target: str, readers: Iterable[onnx.NodeProto]) -> None:
-    """Let the writer of `target` depend on the readers through the shapes of their results, which costs no arithmetic.
+    """Let the writer of `target` depend on the readers through the sizes of their results, which costs no arithmetic.
 
-    The writer's last operand is passed through a Where whose condition (a dimension is not negative) is always true.
+    One operand passes through a Where whose condition (sizes are not negative) always holds.
     """
     graph = model.graph
     (writer,) = (node for node in graph.node if target in node.output)
+    held_node, position = _holding_point(graph, writer)
+    late = {writer.output[0], held_node.output[0]}
+    nodes = list(graph.node)
     made: list[onnx.NodeProto] = []
     sizes = []
     for number, reader in enumerate(readers):
-        if reader is writer:
-            continue
+        if reader.output[0] in late or late & _ancestors(nodes, reader):
+            continue  # to wait for it would be to wait for oneself
         size = f"{target}.after_{number}"
         made.append(helper.make_node("Size", [reader.output[0]], [size], name=size))
         sizes.append(size)
@@ -79,13 +82,34 @@ def _wait_for(model: onnx.ModelProto, target: str, readers: Iterable[onnx.NodePr
     graph.initializer.append(numpy_helper.from_array(np.array(-1, np.int64), minus_one))
     made.append(helper.make_node("Max", sizes, [total], name=total))
     made.append(helper.make_node("Greater", [total, minus_one], [condition], name=condition))
-    operand = writer.input[1]
+    operand = held_node.input[position]
     made.append(helper.make_node("Where", [condition, operand, operand], [held], name=held))
-    writer.input[1] = held
-    nodes = [node for node in graph.node if node is not writer]
-    ordered = _sorted([*nodes, *made, writer])
+    held_node.input[position] = held
+    _describe_as(graph, held, operand)
+    ordered = _sorted([*(node for node in nodes if node is not writer), *made, writer])
     del graph.node[:]
     graph.node.extend(ordered)
+
+
+def _holding_point(graph: onnx.GraphProto, writer: onnx.NodeProto) -> tuple[onnx.NodeProto, int]:
+    """The operand to hold back: the rate that the update is multiplied by, for it is one number; else the update."""
+    scalars = {value.name for value in graph.input if not value.type.tensor_type.shape.dim}
+    for node in graph.node:
+        if writer.input[-1] in node.output:
+            for position, name in enumerate(node.input):
+                if name in scalars:
+                    return node, position
+    return writer, len(writer.input) - 1
+
+
+def _describe_as(graph: onnx.GraphProto, name: str, other: str) -> None:
+    """Give a tensor the description of another, for the memory model."""
+    for value in [*graph.value_info, *graph.input]:
+        if value.name == other:
+            copy = graph.value_info.add()
+            copy.CopyFrom(value)
+            copy.name = name
+            return
 
 
 def _readers(nodes: list[onnx.NodeProto], source: str) -> list[onnx.NodeProto]:

@@ -21,6 +21,7 @@ OPSET = 17  # the newest that has every operator used here in one form on onnxru
 IR_VERSION = 8
 
 _ONNX_DTYPE = {
+    "float16": TensorProto.FLOAT16,
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
     "int64": TensorProto.INT64,
@@ -200,10 +201,12 @@ class Graph:
         return self._known[key]
 
     def elementwise(self, operator: str, *inputs: Value, dtype: str | None = None, **attributes: Any) -> Value:
-        """Emit an element-by-element node with numpy broadcasting; neutral constants are dropped."""
+        """Emit an element-by-element node with numpy broadcasting; constants are folded, neutral ones dropped."""
         shape = broadcast(*(value.shape for value in inputs))
         if operator in _NEUTRAL and len(inputs) == 2:
             left, right = inputs
+            if operator in _FOLDED and left.name in self.constants and right.name in self.constants:
+                return self.constant(_FOLDED[operator](self.constants[left.name], self.constants[right.name]))
             if self.scalar_of(right) == _NEUTRAL[operator] and left.shape == shape:
                 return left
             if operator in ("Add", "Mul") and self.scalar_of(left) == _NEUTRAL[operator] and right.shape == shape:
@@ -216,6 +219,8 @@ class Graph:
             return value
         if sum(isinstance(dim, Rows) for dim in shape) > 1:
             raise ValueError(f"a reshape to {shape} has the batch in two axes")
+        if value.name in self.constants:
+            return self.constant(self.constants[value.name].reshape([dim for dim in shape if isinstance(dim, int)]))
         target = self.constant(np.array([-1 if isinstance(dim, Rows) else dim for dim in shape], np.int64))
         source = self._reshape_source(value)
         return source if source.shape == shape else self.node("Reshape", [source, target], [(shape, value.dtype)])[0]
@@ -285,6 +290,10 @@ class Graph:
         numbers = [dim for dim in shape if isinstance(dim, int)]
         if len(numbers) == len(shape):
             return self.constant(np.full(numbers, number, dtype))
+        return self.made(number, shape, dtype)
+
+    def made(self, number: float, shape: Shape, dtype: str) -> Value:
+        """A tensor of one number that the graph makes when it runs."""
         value = helper.make_tensor("value", _ONNX_DTYPE[dtype], [1], [number])
         return self.node("ConstantOfShape", [self.shape_tensor(shape)], [(shape, dtype)], {"value": value})[0]
 
@@ -374,6 +383,7 @@ class Graph:
 
 
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
+_FOLDED: Mapping[str, Any] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
 
 
 def _with_output_names(

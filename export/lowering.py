@@ -85,7 +85,7 @@ class Call:
 
     def __post_init__(self) -> None:
         self.arguments = tuple(self.node.args)
-        self.target = _out_of_place(self.node.target)
+        self.target = self.node.target
 
     @property
     def shape(self) -> Shape:
@@ -232,15 +232,6 @@ def _translate(call: Call, block: str) -> Lowered:
             f"block `{block}`: operator `{_name(target)}` cannot be lowered: {error}",
             hint="`docs/guide.md` lists the layers that can be trained on a device",
         ) from error
-
-
-def _out_of_place(target: Any) -> Any:
-    """The operator that gives what an in-place one leaves behind; the trace already reads the result from there on."""
-    name = getattr(getattr(target, "overloadpacket", None), "__name__", "")
-    if not name.endswith("_") or name.endswith("__"):
-        return target
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, target._overloadname, target)
 
 
 def _name(target: Any) -> str:

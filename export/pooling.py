@@ -70,7 +70,8 @@ def _unpool(call: Call, indices: Value, window: dict[str, list[int]]) -> Value:
     gradient, x = call.tensor(0), call.tensor(1)
     kernel, strides = window["kernel_shape"], window["strides"]
     if _stands_apart(window, x.shape, gradient.shape):
-        shape = call.graph.node("Shape", [x], [((len(x.shape),), "int64")])[0]
+        # Taken from the graph's input: a Shape of `x` would keep `x` alive until here.
+        shape = call.graph.shape_tensor(x.shape)
         operands = [gradient, indices, shape]
         attributes = {"kernel_shape": kernel, "strides": strides}
         return call.graph.node("MaxUnpool", operands, [(x.shape, x.dtype)], attributes)[0]

@@ -128,7 +128,9 @@ def trace_block(
     table = {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in native}
     try:
         with _plain_kernels(block):
-            module = make_fx(flat, tracing_mode="fake", decomposition_table=table)(*arguments)
+            # Operators in place become ones that are not: a change of a part of a tensor would be lost otherwise.
+            pure = torch.func.functionalize(flat, remove="mutations")
+            module = make_fx(pure, tracing_mode="fake", decomposition_table=table)(*arguments)
     except ExportError:
         raise
     except Exception as error:  # torch raises every kind from inside a user's forward

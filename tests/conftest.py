@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+from tiny_run import TinyRun, make_tiny_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +26,8 @@ def _one_thread() -> None:
     except ImportError:
         return
     torch.set_num_threads(1)
+    # torch writes its structured trace as log records; collecting them takes longer than the work they tell of.
+    logging.getLogger("torch.__trace").setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
@@ -64,52 +68,7 @@ def run_device(device_python: Path) -> Callable[..., subprocess.CompletedProcess
     return run
 
 
-@dataclass(frozen=True)
-class Tiny:
-    """One small network, its data and its artifact, made by the commands that a user gives.
-
-    Three kinds of waves, seen by six sensors for 32 samples: int16 rows, with groups and recordings. Pretraining is
-    short on purpose, so that training on the device has something left to learn. Tests read these files and write none.
-    """
-
-    train: Path
-    own: Path
-    run: Path
-    artifact: Path
-
-
-def wave_arrays(rows: int, seed: int) -> dict[str, np.ndarray]:
-    """Arrays of a `.npz` file: int16 rows (rows, 6, 32) of three classes, told apart by their frequency."""
-    rng = np.random.default_rng(seed)
-    y = np.arange(rows) % 3
-    phase = rng.uniform(0.0, 2.0 * np.pi, (rows, 6, 1))
-    waves = np.sin(2.0 * np.pi * (1 + 2 * y)[:, None, None] * np.arange(32) / 32 + phase)
-    x = np.round(1000 * (waves + 0.3 * rng.standard_normal((rows, 6, 32)))).astype(np.int16)
-    order = rng.permutation(rows)
-    columns = {"groups": np.arange(rows) // 40, "sequence": np.arange(rows) // 20}
-    return {"x": x[order], "y": y[order], "classes": np.array(["sit", "walk", "run"]), **columns}
-
-
-def edgeff(*arguments: object) -> Result:
-    """Run a command in this process."""
-    from edgeff.cli import main
-
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A pretrained run and its artifact; about five seconds, once in each worker."""
-    folder = tmp_path_factory.mktemp("tiny")
-    made = Tiny(folder / "train.npz", folder / "own.npz", folder / "run", folder / "artifact")
-    np.savez(made.train, **wave_arrays(360, seed=0))
-    np.savez(made.own, **wave_arrays(240, seed=1))
-    network = ("--preset", "har-cnn", "--width", 0.25, "--input-shape", "6,32")
-    settings = ("--epochs", 2, "--batch-size", 32, "--replay-rows", 24, "--threads", 1)
-    for arguments in (
-        ("pretrain", *network, "--data", made.train, "--out", made.run, *settings),
-        ("export", made.run, "--out", made.artifact),
-    ):
-        result = edgeff(*arguments)
-        assert result.exit_code == 0, result.output
-    return made
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A pretrained run and its artifact, made by commands; about five seconds, once in each worker."""
+    return make_tiny_run(tmp_path_factory.mktemp("tiny"))

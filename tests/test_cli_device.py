@@ -1,0 +1,143 @@
+"""Commands that run on the device: what they print, and what their options do."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import safetensors.numpy
+from click.testing import Result
+from tiny_run import TinyRun, edgeff
+
+Run = Callable[..., CompletedProcess[str]]
+
+
+def adapt(tiny: TinyRun, out: Path, *more: object) -> Result:
+    result = edgeff("train-on-device", tiny.artifact, "--data", tiny.own, "--out", out, "--epochs", 2, *more)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_training_tells_its_result_on_stdout_and_its_progress_on_stderr(tiny: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = adapt(tiny, out)
+    first, second = result.stdout.splitlines()
+    kept = r"kept the weights of epoch [12] of 2: guard accuracy 0\.\d{4} before, 0\.\d{4} kept"
+    assert re.fullmatch(rf"{re.escape(str(out))}: {kept}", first)
+    size = r"[\d.]+ [KMG]?i?B"
+    assert re.fullmatch(
+        rf"floor {size}, training bytes measured {size}, planned {size}, budget {size}; \d+\.\d s", second
+    )
+    assert re.findall(r"^epoch (\d)  guard accuracy 0\.\d{4}$", result.stderr, re.MULTILINE) == ["0", "1", "2"]
+    assert {path.name for path in out.iterdir()} >= {"run.json", "best.safetensors", "result.json"}
+
+
+def test_training_prints_json_with_what_was_planned_and_measured(tiny: TinyRun, tmp_path: Path) -> None:
+    found = json.loads(adapt(tiny, tmp_path / "run", "--json", "--threads", 1, "--budget", "64MiB").stdout)
+    assert list(found)[:4] == ["run", "floor_bytes", "budget_bytes", "training_bytes"]
+    assert set(found) >= {
+        *("edgeff_version", "best_epoch", "epochs", "guard", "rows", "seconds", "engine", "threads", "allocator"),
+        *("planned_bytes", "plan", "measured"),
+    }
+    assert found["run"] == str(tmp_path / "run")
+    assert found["budget_bytes"] == 64 << 20
+    assert (found["epochs"], found["threads"], len(found["guard"])) == (2, 1, 3)
+    assert found["planned_bytes"] <= found["budget_bytes"]
+    assert found["rows"]["replay"] == 24
+    assert found["rows"]["trained_on"] + found["rows"]["guard"] + found["rows"]["left_out"] == 240
+
+
+def test_a_smaller_budget_makes_a_smaller_micro_batch(tiny: TinyRun, tmp_path: Path, run_device: Run) -> None:
+    # In processes of their own: training is stopped where it measures more than its budget.
+    def train(out: str, budget: str) -> CompletedProcess[str]:
+        command = ("train-on-device", str(tiny.artifact), "--data", str(tiny.own), "--out", str(tmp_path / out))
+        settings = ("--epochs", "1", "--batch-size", "192", "--threads", "1", "--budget", budget, "--json")
+        return run_device("-m", "edgeff", *command, *settings)
+
+    large = json.loads(train("large", "64MiB").stdout)
+    assert large["plan"]["micro_batch"] == 192
+    smallest = re.search(r"the smallest budget that works is ([\d,]+)", train("none", "1").stderr)
+    assert smallest
+    result = train("small", smallest[1].replace(",", ""))
+    assert result.returncode == 0, result.stderr
+    small = json.loads(result.stdout)
+    assert small["plan"]["micro_batch"] < 192
+    assert small["training_bytes"] <= small["budget_bytes"] < large["planned_bytes"]
+
+
+def test_the_budget_of_a_device_is_its_app_ram_less_the_floor(tiny: TinyRun, tmp_path: Path) -> None:
+    found = json.loads(adapt(tiny, tmp_path / "a", "--device", "pi4-8gb", "--json").stdout)
+    assert found["budget_bytes"] == 6_800_000_000 - found["floor_bytes"]
+    found = json.loads(adapt(tiny, tmp_path / "b", "--device", "pi4-8gb", "--budget", "96MiB", "--json").stdout)
+    assert found["budget_bytes"] == 96 << 20
+
+
+def test_only_the_named_blocks_are_trained(tiny: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    adapt(tiny, out, "--blocks", "block3, block4", "--guard-fraction", 0)
+    before = safetensors.numpy.load_file(tiny.artifact / "weights.safetensors")
+    after = safetensors.numpy.load_file(out / "best.safetensors")
+    changed = {key.partition(".")[0] for key, array in before.items() if array.tobytes() != after[key].tobytes()}
+    assert changed == {"block3", "block4"}
+
+
+def test_without_a_guard_the_last_epochs_weights_are_kept(tiny: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = adapt(tiny, out, "--guard-fraction", 0)
+    assert result.stdout.splitlines()[0] == f"{out}: kept the weights of epoch 2 of 2"
+    assert result.stderr == ""
+
+
+def test_the_seed_decides_the_weights(tiny: TinyRun, tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        adapt(tiny, tmp_path / name, "--seed", seed, "--threads", 1, "--guard-fraction", 0)
+        found.append((tmp_path / name / "best.safetensors").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_settings_given_are_those_the_run_has(tiny: TinyRun, tmp_path: Path) -> None:
+    given = ("--batch-size", 16, "--learning-rate", 0.01, "--schedule", "constant", "--replay-fraction", 0.25)
+    adapt(tiny, tmp_path / "run", *given, "--guard-fraction", 0.3, "--seed", 4)
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    wanted = {"batch_size": 16, "learning_rate": 0.01, "schedule": "constant", "replay_fraction": 0.25, "seed": 4}
+    assert settings == settings | wanted | {"epochs": 2, "guard_fraction": 0.3, "blocks": None}
+
+
+def test_evaluate_prints_accuracy_by_block(tiny: TinyRun) -> None:
+    result = edgeff("evaluate", tiny.artifact, "--data", tiny.own)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    first, second = result.stdout.splitlines()
+    assert re.fullmatch(r"accuracy [01]\.\d{4} on 240 rows \(\d+ rows/s\)", first)
+    assert re.fullmatch(r"by block: block1 \d\.\d{4} block2 \d\.\d{4} block3 \d\.\d{4} block4 \d\.\d{4}", second)
+
+
+def test_evaluate_prints_json_that_the_micro_batch_does_not_change(tiny: TinyRun) -> None:
+    found = [
+        json.loads(edgeff("evaluate", tiny.artifact, "--data", tiny.own, "--micro-batch", rows, "--json").stdout)
+        for rows in (7, 1000)
+    ]
+    assert set(found[0]) == {"accuracy", "log_loss", "per_class", "per_block", "rows", "rows_per_s"}
+    assert found[0]["accuracy"] == found[1]["accuracy"]
+    assert found[0]["log_loss"] == pytest.approx(found[1]["log_loss"], rel=1e-5)
+    assert found[0]["rows"] == 240
+    assert len(found[0]["per_class"]) == 3
+
+
+def test_finalize_says_what_it_wrote_and_how_it_was_checked(tiny: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    result = edgeff("finalize", tiny.artifact, "--out", out)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert re.fullmatch(
+        rf"{re.escape(str(out))}: [\d.]+ KiB, same labels as the artifact on 24 rows, "
+        r"log-probabilities within \d\.\de-\d\d\n",
+        result.stdout,
+    )
+    found = json.loads(edgeff("finalize", tiny.artifact, "--out", tmp_path / "again.onnx", "--json").stdout)
+    assert set(found) == {"model", "bytes", "largest_error", "rows"}
+    assert found["bytes"] == out.stat().st_size
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
