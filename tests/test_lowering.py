@@ -57,7 +57,7 @@ def test_graphs_of_a_layer_agree_with_torch(name: str) -> None:
     expected = {"loss": loss, "handover": handover, "log_probabilities": torch.log_softmax(scores[0], 1)}
     expected |= {f"new.gradient.{key}": value.grad for key, value in block.named_parameters()}
     # A gradient that is 0 but for rounding (of a bias before a normalisation, say) is held against the largest one.
-    least = 0.01 * max(float(value.grad.abs().max()) for value in block.parameters())
+    least = 0.05 * max(float(value.grad.abs().max()) for value in block.parameters())
     for key, value in expected.items():
         assert difference(found[key], value.detach().numpy(), least=least) <= TOLERANCE, key
 
