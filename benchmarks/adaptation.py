@@ -1,9 +1,9 @@
 """How the defaults of `train-on-device` were chosen: on training people only, never on the demo's nine.
 
-The 21 training people of HAPT are dealt into three folds of seven. For each fold a model is pretrained on the other fourteen and
-adapts to each of the seven as the demo does: on the earlier half of every activity of every recording, tested on the later half.
-Prints a line per setting: mean accuracy before and after, how much of the error went, the worst change of anybody, and how many
-lost more than a point.
+The 21 training people of HAPT are dealt into three folds of seven. For each fold a model is pretrained on the other
+fourteen and adapts to each of the seven as the demo does: on the earlier half of every activity of every recording,
+tested on the later half. Prints a line per setting: mean accuracy before and after, how much of the error went, the
+worst change of anybody, and how many lost more than a point.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from edgeff.devices.detect import (
     fill_in,
     machine_budget_bytes,
     match_profile,
+    match_reason,
     require_supported,
 )
 from edgeff.devices.figure import Accelerator, Figure, Provider
@@ -37,6 +38,7 @@ __all__ = [
     "load_profile",
     "machine_budget_bytes",
     "match_profile",
+    "match_reason",
     "profile_names",
     "require_supported",
     "require_trainable",

@@ -182,7 +182,15 @@ def fill_in(profile: DeviceProfile, machine: DetectedMachine) -> DeviceProfile:
     app_ram = found(machine.usable_bytes, f"{USABLE_PERCENT} % of the memory available here", estimate=True)
     cores = None if machine.cores is None else Figure(machine.cores, "measured", "/proc/cpuinfo", str(machine.cores))
     ram = found(machine.ram_bytes, "/proc/meminfo, MemTotal")
-    return replace(profile, ram=ram, app_ram=app_ram, cores=cores, cpu=machine.cpu or profile.cpu, isa=machine.isa)
+    return replace(
+        profile,
+        architecture=machine.architecture or profile.architecture,
+        ram=ram,
+        app_ram=app_ram,
+        cores=cores,
+        cpu=machine.cpu or profile.cpu,
+        isa=machine.isa,
+    )
 
 
 def differences(profile: DeviceProfile, machine: DetectedMachine) -> list[str]:
@@ -225,12 +233,10 @@ def match_profile(
         profiles: To choose from.
 
     Returns:
-        The profile, and what is otherwise here than it says. None where onnxruntime cannot be installed or nothing
-        fits.
+        The profile, and what is otherwise here than it says: nothing for the as-found profile. None where onnxruntime
+        cannot be installed or nothing fits; `match_reason` says which.
     """
-    if machine.unsupported:
-        return None, [machine.unsupported]
-    computers = [profile for profile in profiles if profile.runs_python]
+    computers = [] if machine.unsupported else [profile for profile in profiles if profile.runs_python]
     boards = [profile for profile in computers if _is_board(profile, machine)]
     if boards:
         board = min(boards, key=lambda profile: (_ram_ratio(profile, machine), profile.ram.value if profile.ram else 0))
@@ -238,12 +244,25 @@ def match_profile(
     alike = [profile for profile in computers if _resembles(profile, machine)]
     if alike:
         nearest = min(alike, key=lambda profile: _nearness(profile, machine))
-        first = "no profile names this machine; this one has the same architecture, cores and RAM"
-        return nearest, [first, *differences(nearest, machine)]
-    for profile in computers:
-        if profile.as_found:
-            return fill_in(profile, machine), ["no profile fits this machine", *differences(profile, machine)]
-    return None, ["no profile fits this machine"]
+        return nearest, differences(nearest, machine)
+    as_found = next((profile for profile in computers if profile.as_found), None)
+    return (None if as_found is None else fill_in(as_found, machine)), []
+
+
+def match_reason(machine: DetectedMachine, profile: DeviceProfile | None) -> str:
+    """Why a machine has the profile that `match_profile` found, or none.
+
+    Args:
+        machine: What was found.
+        profile: From `match_profile`.
+    """
+    if profile is None:
+        return machine.unsupported or "no profile fits this machine"
+    if _is_board(profile, machine):
+        return "the profile lists the name of this board or processor"
+    if profile.as_found:
+        return "no device of the catalogue is like this machine; the figures of the profile are those found here"
+    return "no profile lists this machine's name; this one has its architecture, its number of cores and about its RAM"
 
 
 def machine_budget_bytes(

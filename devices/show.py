@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from edgeff.devices.detect import USABLE_PERCENT, DetectedMachine
+from edgeff.devices.detect import USABLE_PERCENT, DetectedMachine, match_reason
 from edgeff.devices.figure import Figure, Provider, Training
 from edgeff.devices.form import DEVICE_CLASSES
 from edgeff.devices.profile import DeviceProfile
@@ -150,7 +150,7 @@ def _limits(machine: DetectedMachine) -> list[tuple[str, str]]:
 
 
 def detection_text(machine: DetectedMachine, profile: DeviceProfile | None, differences: Sequence[str]) -> str:
-    """What was found, the profile that fits it, and what is otherwise here than the profile says.
+    """What was found, the profile that fits it and why, and what is otherwise here than the profile says.
 
     Args:
         machine: From `detect`.
@@ -169,10 +169,11 @@ def detection_text(machine: DetectedMachine, profile: DeviceProfile | None, diff
         ("available", _amount(machine.available_bytes)),
         (f"usable ({USABLE_PERCENT} %)", _amount(machine.usable_bytes)),
         ("profile", f"{profile.id} ({profile.name})" if profile else "none"),
+        ("because", match_reason(machine, profile)),
     ]
     lines = _columns(rows)
     if differences:
-        lines += ["", "not as in the profile" if profile else "why", *(f"  {line}" for line in differences)]
+        lines += ["", "not as in the profile", *(f"  {line}" for line in differences)]
     return "\n".join(lines)
 
 
@@ -185,5 +186,6 @@ def detection_json(
         "machine": found | {"isa": list(machine.isa), "compatible": list(machine.compatible)},
         "unsupported": machine.unsupported,
         "profile": None if profile is None else profile.id,
+        "reason": match_reason(machine, profile),
         "differences": list(differences),
     }

@@ -52,7 +52,9 @@ _DATA_DIR = click.option(
 )
 @click.option("--label-smoothing", type=float, help="Of every block's cross-entropy.")
 @click.option("--replay-rows", type=int, default=256, show_default=True, help="Training rows kept for the device.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of initial weights, order, augmentation and dropout."
+)
 @click.option("--threads", type=int, help="Of torch on the CPU.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--mixed-precision", is_flag=True, help="bfloat16 autocast on cuda.")
@@ -85,9 +87,7 @@ def pretrain(
         train, held_out = rows, open_dataset(validation, data_dir=data_dir)
     else:
         train, held_out = train_validation_split(rows, 0.1, chosen.seed)
-    preprocessing = fit_preprocessing(
-        train, tuple(network.input_shape), dtype=str(network.input_dtype).removeprefix("torch.")
-    )
+    preprocessing = fit_preprocessing(train, network.input_shape, dtype=network.input_dtype)
     steps = chosen.epochs * -(-len(train) // chosen.batch_size)
     with ProgressLine("pretrain", steps) as line:
         result = run_pretraining(
@@ -133,12 +133,17 @@ def _print_result(result: PretrainResult, out: Path, as_json: bool) -> None:
 def _network(
     name: str | None, factory: str | None, shape: str | None, width: float, rows: Dataset, *, seed: int
 ) -> LocalNetwork:
+    import torch
+
     from edgeff.presets import load_factory, preset
 
     if (name is None) == (factory is None):
         raise click.UsageError("give either --preset or --model")
     if factory is not None:
-        return load_factory(factory)
+        # A factory draws its weights as torch does by default: from the global generator, which is left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return load_factory(factory)
     classes = rows.classes or int(rows.y.max()) + 1
     return preset(str(name), input_shape=_shape(str(name), shape, rows), classes=classes, width=width, seed=seed)
 
@@ -180,7 +185,7 @@ def _shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None
     "--losses", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Of a joined block."
 )
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option("--weight-decay", type=float, help="Default: the optimiser's.")
+@click.option("--weight-decay", type=float, help="Default: the optimizer's.")
 @click.option("--momentum", type=float, help="Of sgd.")
 @click.option("--dropout", is_flag=True, help="Keep dropout on while training on the device.")
 @click.option("--batch-size", type=int, default=TrainingDefaults.batch_size, show_default=True, help="Device default.")

@@ -1,8 +1,8 @@
 """Optimisers as formulas that numpy arrays and torch tensors both understand.
 
-One formula serves three readers: `edgeff.export` traces it into the update graph, tests compare it with `torch.optim`, and
-the runtime asks it for the scalars ("rates") that the graph takes as inputs. Rates that need a power of the step count
-are computed here in double precision: in float32 `1 - 0.999**1` is wrong in the fifth digit.
+One formula serves three readers: `edgeff.export` traces it into the update graph, tests compare it with `torch.optim`,
+and the runtime asks it for the scalars ("rates") that the graph takes as inputs. Rates that need a power of the step
+count are computed here in double precision: in float32 `1 - 0.999**1` is wrong in the fifth digit.
 """
 
 from __future__ import annotations

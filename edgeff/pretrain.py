@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeff.errors import RunError
+from edgeff.errors import DataError, RunError
 from edgeff.feed import Feed, batches_count, check_fit
 from edgeff.fusion import LogProbabilitySum
 from edgeff.learner import Evaluation, Learner, evaluate, learn_batch
@@ -145,7 +145,7 @@ def pretrain(
 
     Raises:
         ModelError: Network, preprocessing and settings do not fit one another.
-        DataError: Data do not fit the network, or a data set has no rows.
+        DataError: Data do not fit the network, have a token id that it does not know, or a data set has no rows.
         RunError: A loss that is not finite; a run folder that cannot be used; CUDA is asked for and missing.
     """
     check_fit(network, preprocessing, train, validation)
@@ -163,7 +163,7 @@ def pretrain(
         checkpoint = folder.open(resume=resume)
         if checkpoint is not None:
             run.restore(checkpoint)
-    with _threads(settings.threads):
+    with _threads(settings.threads), _known_tokens(network):
         for epoch in range(len(run.history) + 1, settings.epochs + 1):
             metrics = _epoch(run, feeds, settings, epoch, progress or _ignore)
             better = run.finish_epoch(metrics)
@@ -238,11 +238,12 @@ def evaluate_network(
 
     Raises:
         ModelError: Network and preprocessing do not fit.
-        DataError: The data do not fit the network, or there are no rows.
+        DataError: The data do not fit the network, have a token id that it does not know, or there are no rows.
     """
     check_fit(network, preprocessing, dataset)
     feed = Feed(dataset, preprocessing, device=torch.device(device))
-    return evaluate(network.to(device), feed.in_order(), choose=choose)
+    with _known_tokens(network):
+        return evaluate(network.to(device), feed.in_order(), choose=choose)
 
 
 def _ignore(progress: PretrainProgress) -> None:
@@ -267,6 +268,20 @@ def _seeded(settings: PretrainSettings, epoch: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1, np.uint64)[0] >> 1))
         yield
+
+
+@contextmanager
+def _known_tokens(network: LocalNetwork) -> Iterator[None]:
+    """Say what an `Embedding` on the CPU means when it finds no vector for a token id."""
+    try:
+        yield
+    except IndexError as error:
+        if network.input_dtype != "int64" or "out of range in self" not in str(error):
+            raise
+        raise DataError(
+            f"network `{network.name}` cannot take the rows: {error}",
+            hint="token ids count from 0 and stay below the `num_embeddings` of the first `Embedding`",
+        ) from error
 
 
 @contextmanager

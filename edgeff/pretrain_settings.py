@@ -37,7 +37,7 @@ class PretrainSettings:
         weight_decay: Decoupled for `adamw`, L2 for `sgd`.
         momentum: Of `sgd`.
         schedule: `cosine` (to 0 at the end) or `constant`, after a linear warm-up over the first 5 % of the steps.
-        seed: Of order, augmentation and dropout.
+        seed: Of order, augmentation and dropout; the command line draws the initial weights from it, too.
         device: `cpu`, where a run is repeatable bit for bit, or `cuda`.
         mixed_precision: bfloat16 autocast; only on `cuda`.
         mode: `local`: the network's own blocks. `bp`: the network as one block with the last loss, which is
@@ -143,4 +143,5 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 
 def _need(held: bool, name: str, needed: str, got: object) -> None:
     if not held:
-        raise ModelError(f"pretraining setting `{name}` must be {needed}, got `{got}`")
+        wanted = "finite" if got == math.inf else needed
+        raise ModelError(f"pretraining setting `{name}` must be {wanted}, got `{got}`")

@@ -47,8 +47,8 @@ def tensor_bytes(manifest: Manifest, rows: int = 1) -> int:
 
 
 def block_table(manifest: Manifest) -> str:
-    """Per block: bytes of weights, gradients, optimiser state, and of activations as `a + b x micro-batch`."""
-    header = ("block", "weights", "gradients", "optimiser state", "activations (N = micro-batch)")
+    """Per block: bytes of weights, gradients, optimizer state, and of activations as `a + b x micro-batch`."""
+    header = ("block", "weights", "gradients", "optimizer state", "activations (N = micro-batch)")
     rows = [
         (
             block.name,

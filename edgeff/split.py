@@ -118,23 +118,40 @@ def calibration_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     Raises:
         DataError: One of the parts would be empty.
     """
-    together = dataset.groups if dataset.sequence is None else dataset.sequence
-    part = np.zeros(len(dataset), np.int64) if together is None else together
-    span = _spans(dataset)
     adapt = np.zeros(len(dataset), bool)
-    for rows in _stretches(np.stack([part, dataset.y], axis=1)):
-        in_time = rows[np.argsort(span[rows, 0], kind="stable")]
-        adapt[in_time[: len(rows) // 2]] = True
-    test = ~adapt
-    if dataset.sequence is not None:
-        for rows in _stretches(dataset.sequence[:, None]):
-            test[rows] &= ~_share_samples(span[rows], span[rows][adapt[rows]])
+    for rows in activities_in_time(dataset):
+        adapt[rows[: len(rows) // 2]] = True
+    test = ~adapt & ~sharing_samples(dataset, adapt)
     if not adapt.any() or not test.any():
         raise DataError(
             f"`{dataset.name}` cannot be halved: {int(adapt.sum())} rows to adapt on, {int(test.sum())} to test on",
             hint="it needs some recording with three rows or more of one label",
         )
     return dataset.select(adapt), dataset.select(test)
+
+
+def activities_in_time(dataset: Dataset) -> list[Numbers]:
+    """Row numbers of each label of each recording (without recordings: of each group), in time order."""
+    together = dataset.groups if dataset.sequence is None else dataset.sequence
+    part = np.zeros(len(dataset), np.int64) if together is None else together
+    start = _spans(dataset)[:, 0]
+    stretches = _stretches(np.stack([part, dataset.y], axis=1))
+    return [rows[np.argsort(start[rows], kind="stable")] for rows in stretches]
+
+
+def sharing_samples(dataset: Dataset, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which rows, the chosen ones among them, share a sample with a chosen row of their recording.
+
+    Args:
+        dataset: Without recordings its rows are independent, and none shares a sample with another.
+        chosen: Mask of rows, (rows,).
+    """
+    shared = np.zeros(len(dataset), bool)
+    if dataset.sequence is not None:
+        span = _spans(dataset)
+        for rows in _stretches(dataset.sequence[:, None]):
+            shared[rows] = _share_samples(span[rows], span[rows][chosen[rows]])
+    return shared
 
 
 def _stretches(keys: Numbers) -> list[Numbers]:
@@ -151,7 +168,7 @@ def _spans(dataset: Dataset) -> Numbers:
     if dataset.sequence is not None:
         for rows in _stretches(dataset.sequence[:, None]):
             places[rows] = np.arange(len(rows))
-    return np.stack([places, places + (1 if dataset.sequence is None else 2)], axis=1)
+    return np.stack([places, places + 2], axis=1)
 
 
 def _share_samples(span: Numbers, others: Numbers) -> NDArray[np.bool_]:

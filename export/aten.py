@@ -188,7 +188,7 @@ def _where(call: Call) -> Lowered:
 
 @translates(aten.clamp.default, aten.hardtanh.default)
 def _clamp(call: Call) -> Lowered:
-    x = call.tensor(0)
+    x = call.graph.cast(call.tensor(0), call.dtype)  # integers become float32 where a limit is a fraction
     low, high = call.argument(1, "min"), call.argument(2, "max")
     limits = [None if limit is None else call.graph.constant(limit, x.dtype) for limit in (low, high)]
     return call.graph.node("Clip", [x, *limits], [(x.shape, x.dtype)])[0]

@@ -89,7 +89,7 @@ class Value:
     graph: Graph = field(repr=False, compare=False)
 
     def _binary(self, operator: str, other: Value | float, *, swapped: bool = False) -> Value:
-        right = other if isinstance(other, Value) else self.graph.constant(np.asarray(other, self.dtype))
+        right = other if isinstance(other, Value) else self.graph.constant(other, self.dtype)
         left, right = (right, self) if swapped else (self, right)
         return self.graph.elementwise(operator, left, right)
 
@@ -154,8 +154,15 @@ class Graph:
         return self.values[name]
 
     def constant(self, array: np.ndarray | Sequence[int] | float, dtype: str | None = None) -> Value:
-        """A constant; equal constants are one."""
-        array = np.ascontiguousarray(np.asarray(array, dtype)) if np.ndim(array) else np.asarray(array, dtype)
+        """A constant; equal constants are one.
+
+        Raises:
+            ValueError: A fraction, where `dtype` has none.
+        """
+        given = np.asarray(array)
+        array = np.asarray(given if dtype is None else given.astype(dtype), order="C")
+        if array.dtype.kind in "iu" and not np.array_equal(array, given):
+            raise ValueError(f"{given} is not of dtype {array.dtype}")
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
             name = f"constant_{len(self.constants)}"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeff.dataset import Dataset
+from edgeff.dataset import Dataset, Numbers
 from edgeff.errors import DataError, RunError
-
-Numbers = NDArray[np.int64]
+from edgeff.split import activities_in_time, sharing_samples
 
 
 def guard_split(dataset: Dataset, fraction: float) -> tuple[Numbers, Numbers]:
@@ -35,10 +33,12 @@ def guard_split(dataset: Dataset, fraction: float) -> tuple[Numbers, Numbers]:
     rows = np.arange(len(dataset), dtype=np.int64)
     if fraction == 0:
         return rows, rows[:0]
-    span = _spans(dataset)
-    held = _tails(dataset, span[:, 0], fraction)
-    own = rows[~held & ~_overlapping(dataset, span, held)]
-    guard = rows[held]
+    held = np.zeros(len(dataset), bool)
+    for activity in activities_in_time(dataset):
+        # At least one stays to train on.
+        count = min(int(len(activity) * fraction + 0.5), len(activity) - 1)
+        held[activity[len(activity) - count :]] = True
+    own, guard = rows[~held & ~sharing_samples(dataset, held)], rows[held]
     if not len(own) or not len(guard):
         raise DataError(
             f"`{dataset.name}` has {len(dataset)} rows, too few to hold some out as a guard: "
@@ -55,51 +55,3 @@ def best_epoch(accuracies: Sequence[float]) -> int:
     1
     """
     return max(range(len(accuracies)), key=lambda epoch: (accuracies[epoch], -epoch))
-
-
-def _tails(dataset: Dataset, start: Numbers, fraction: float) -> NDArray[np.bool_]:
-    """Which rows are the last part in time of their label in their recording (without recordings: in their group)."""
-    held = np.zeros(len(dataset), bool)
-    together = dataset.groups if dataset.sequence is None else dataset.sequence
-    part = np.zeros(len(dataset), np.int64) if together is None else together
-    for key in np.unique(np.stack([part, dataset.y]), axis=1).T:
-        members = np.flatnonzero((part == key[0]) & (dataset.y == key[1]))
-        in_time = members[np.argsort(start[members], kind="stable")]
-        # At least one stays to train on.
-        count = min(int(len(members) * fraction + 0.5), len(members) - 1)
-        held[in_time[len(members) - count :]] = True
-    return held
-
-
-def _overlapping(dataset: Dataset, span: Numbers, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which rows share a sample with a row that is held out; none where rows are independent."""
-    found = np.zeros(len(held), bool)
-    if dataset.sequence is None:
-        return found
-    for recording in np.unique(dataset.sequence):
-        members = np.flatnonzero(dataset.sequence == recording)
-        guards = span[members[held[members]]]
-        if len(guards):
-            found[members] = _meets(span[members], guards)
-    return found
-
-
-def _spans(dataset: Dataset) -> Numbers:
-    """(rows, 2): the given spans; where unknown, each row reaches into the next of its recording."""
-    if dataset.span is not None:
-        return dataset.span
-    place = np.arange(len(dataset), dtype=np.int64)
-    for recording in () if dataset.sequence is None else np.unique(dataset.sequence):
-        members = np.flatnonzero(dataset.sequence == recording)
-        place[members] = np.arange(len(members))
-    return np.stack([place, place + 2], axis=1)
-
-
-def _meets(span: Numbers, others: Numbers) -> NDArray[np.bool_]:
-    """Which stretches [start, end) share a point with one of the others."""
-    others = others[np.argsort(others[:, 0], kind="stable")]
-    furthest = np.maximum.accumulate(others[:, 1])
-    # Of the others that begin before this one ends: does the one that reaches furthest reach into this one?
-    begun = np.searchsorted(others[:, 0], span[:, 1], side="left")
-    meets: NDArray[np.bool_] = (begun > 0) & (furthest[np.maximum(begun, 1) - 1] > span[:, 0])
-    return meets

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgeff.errors import RunError
 from edgeff.manifest import Manifest
+
+# Their formulas are in `edgeff.runtime.trainer`, which this module of plain values does not load.
+SCHEDULE_NAMES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class AdaptSettings:
         seed: Of order and dropout.
         blocks: Names of the blocks to train; None for all.
         checkpoint_steps: Updates between two checkpoints; 0 for one at the end of each epoch only.
+
+    Raises:
+        RunError: A value that no run can have.
     """
 
     epochs: int
@@ -38,12 +45,28 @@ class AdaptSettings:
     checkpoint_steps: int = 100
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise RunError(f"a run of {self.epochs} epochs trains nothing, needed 1 or more")
-        if self.checkpoint_steps < 0:
-            raise RunError(f"`{self.checkpoint_steps}` updates between checkpoints make no sense, needed 0 or more")
-        if self.blocks is not None and not self.blocks:
-            raise RunError("no block is to be trained, needed 1 or more")
+        _need(self.epochs >= 1, f"a run of {self.epochs} epochs trains nothing, needed 1 or more", _leave_out("epochs"))
+        _need(
+            self.batch_size >= 1,
+            f"a batch of {self.batch_size} rows cannot be trained on, needed 1 or more",
+            _leave_out("batch-size"),
+        )
+        rate, wanted = self.learning_rate, "finite" if self.learning_rate == math.inf else "above 0"
+        _need(0 < rate < math.inf, f"the learning rate must be {wanted}, got `{rate}`", _leave_out("learning-rate"))
+        _need(
+            self.schedule in SCHEDULE_NAMES,
+            f"unknown learning-rate schedule `{self.schedule}`",
+            f"known: {', '.join(SCHEDULE_NAMES)}",
+        )
+        _need_fraction("replay", self.replay_fraction, "train on your rows alone")
+        _need_fraction("guard", self.guard_fraction, "hold no rows out")
+        _need(self.seed >= 0, f"the seed must be 0 or more, got `{self.seed}`", "leave it out for 0")
+        _need(
+            self.checkpoint_steps >= 0,
+            f"`{self.checkpoint_steps}` updates between checkpoints make no sense, needed 0 or more",
+            "0 writes one at the end of each epoch only",
+        )
+        _need(self.blocks != (), "no block is to be trained, needed 1 or more", "leave `--blocks` out to train all")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -67,3 +90,17 @@ def default_settings(manifest: Manifest) -> AdaptSettings:
         replay_fraction=training.replay_fraction if manifest.replay else 0.0,
         guard_fraction=training.guard_fraction,
     )
+
+
+def _need(held: bool, message: str, hint: str) -> None:
+    if not held:
+        raise RunError(message, hint=hint)
+
+
+def _need_fraction(name: str, fraction: float, otherwise: str) -> None:
+    message = f"the {name} fraction must be from 0 to below 1, got `{fraction}`"
+    _need(0 <= fraction < 1, message, f"give `--{name}-fraction 0` to {otherwise}")
+
+
+def _leave_out(option: str) -> str:
+    return f"leave `--{option}` out for what the artifact proposes"

@@ -189,7 +189,7 @@ def test_devices_prints_json_of_all_or_of_one() -> None:
 
 def test_devices_detects_this_machine() -> None:
     found = json.loads(printed(edgeff("devices", "--detect", "--json")))
-    assert set(found) == {"machine", "unsupported", "profile", "differences"}
+    assert set(found) == {"machine", "unsupported", "profile", "reason", "differences"}
     shown = printed(edgeff("devices", "--detect"))
     ram = found["machine"]["ram_bytes"]
     if ram is not None:

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from tiny_run import CLASSES, TinyRun, edgeff, wave_arrays
 
 from edgeff.artifact import open_artifact
@@ -68,8 +70,8 @@ def test_channels_are_found_wherever_the_rows_have_them(
     assert (arguments["input_shape"], arguments["classes"]) == (shape, 3)
 
 
-def test_a_network_of_ones_own_is_pretrained_and_exported(tiny: TinyRun, tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
+def own_network(file: Path) -> str:
+    """A factory whose weights are drawn as torch draws them by default."""
     file.write_text(
         "from torch import nn\n"
         "from edgeff.model import LocalBlock, LocalNetwork\n"
@@ -77,13 +79,95 @@ def test_a_network_of_ones_own_is_pretrained_and_exported(tiny: TinyRun, tmp_pat
         "    first = LocalBlock(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU()))\n"
         "    return LocalNetwork([first], input_shape=(6, 32), classes=('sit', 'walk', 'run'))\n"
     )
+    return f"{file}:build"
+
+
+def test_a_network_of_ones_own_is_pretrained_and_exported(tiny: TinyRun, tmp_path: Path) -> None:
+    factory = own_network(tmp_path / "mine.py")
     run, artifact = tmp_path / "run", tmp_path / "artifact"
-    result = edgeff("pretrain", "--model", f"{file}:build", "--data", tiny.own, "--out", run, *SMALL)
+    result = edgeff("pretrain", "--model", factory, "--data", tiny.own, "--out", run, *SMALL)
     assert result.exit_code == 0, result.output
-    file.unlink()  # the run has its own copy
+    (tmp_path / "mine.py").unlink()  # the run has its own copy
     result = edgeff("export", run, "--out", artifact)
     assert result.exit_code == 0, result.output
     assert [block.name for block in open_artifact(artifact).manifest.blocks] == ["block1"]
+
+
+def test_the_seed_also_draws_the_weights_of_a_network_of_ones_own(tiny: TinyRun, tmp_path: Path) -> None:
+    network = ("--model", own_network(tmp_path / "mine.py"), "--data", tiny.own)
+
+    def weights(name: str, seed: int, before: int) -> bytes:
+        torch.manual_seed(before)  # whatever the process has drawn so far
+        state = torch.get_rng_state()
+        result = edgeff("pretrain", *network, "--out", tmp_path / name, *SMALL, "--seed", seed)
+        assert result.exit_code == 0, result.output
+        assert torch.equal(torch.get_rng_state(), state)  # and draws on as if nothing had happened
+        return (tmp_path / name / "best.safetensors").read_bytes()
+
+    first = weights("first", seed=1, before=10)
+    assert weights("again", seed=1, before=20) == first
+    assert weights("other", seed=2, before=10) != first
+
+
+TOKENS = """
+import torch
+from torch import nn
+from edgeff.model import LocalBlock, LocalNetwork
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.conv = nn.Embedding(20, 8), nn.Conv1d(8, 12, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(self.conv(self.embedding(x).transpose(1, 2)))
+
+def build():
+    blocks = [LocalBlock(Words()), LocalBlock(nn.Sequential(nn.Conv1d(12, 12, 3, padding=1), nn.ReLU()))]
+    return LocalNetwork(blocks, input_shape=(12,), input_dtype="int64", classes=("a", "b", "c"))
+"""
+
+
+def token_rows(path: Path, rows: int, *, seed: int, dtype: str) -> Path:
+    """Sentences of 12 words of 20, in which the word of the label stands four times."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(3, 20, (rows, 12)), np.arange(rows) % 3
+    x[np.arange(rows)[:, None], rng.permuted(np.tile(np.arange(12), (rows, 1)), axis=1)[:, :4]] = y[:, None]
+    np.savez(path, x=x.astype(dtype), y=y)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_a_network_of_token_ids_goes_from_the_command_line_to_a_device_and_back(tmp_path: Path, dtype: str) -> None:
+    (tmp_path / "words.py").write_text(TOKENS)
+    train = token_rows(tmp_path / "train.npz", 150, seed=0, dtype=dtype)
+    own = token_rows(tmp_path / "own.npz", 60, seed=1, dtype=dtype)
+    run, artifact, adapted, model = (tmp_path / name for name in ("run", "artifact", "adapted", "model.onnx"))
+    settings = ("--learning-rate", 0.01, "--epochs", 6, "--batch-size", 16, "--threads", 1)
+    for command in (
+        ("pretrain", "--model", f"{tmp_path}/words.py:build", "--data", train, "--out", run, *settings),
+        ("export", run, "--out", artifact),
+        ("train-on-device", artifact, "--data", own, "--out", adapted, "--epochs", 1, "--threads", 1),
+        ("finalize", artifact, "--run", adapted, "--out", model),
+    ):
+        result = edgeff(*command)
+        assert result.exit_code == 0, result.output
+    manifest = open_artifact(artifact).manifest
+    assert (manifest.input.dtype, manifest.features.dtype) == (dtype, "int64")
+    found = json.loads(edgeff("evaluate", artifact, "--run", adapted, "--data", own, "--json").stdout)
+    assert found["accuracy"] > 0.8  # a third by chance
+    session = onnxruntime.InferenceSession(model)
+    rows = np.load(own)
+    _, labels = session.run(["log_probabilities", "label"], {session.get_inputs()[0].name: rows["x"]})
+    assert (labels == rows["y"]).mean() == pytest.approx(found["accuracy"])
+
+
+def test_rows_of_numbers_with_a_point_are_no_token_ids(tmp_path: Path) -> None:
+    (tmp_path / "words.py").write_text(TOKENS)
+    data = token_rows(tmp_path / "train.npz", 30, seed=0, dtype="float32")
+    result = edgeff("pretrain", "--model", f"{tmp_path}/words.py:build", "--data", data, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "turns float32 into int64, needed integers (token ids)" in result.stderr
 
 
 def test_the_same_pretraining_gives_the_same_bytes_and_resuming_a_finished_one_changes_nothing(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeff.devices import (
@@ -18,6 +18,7 @@ from edgeff.devices import (
     load_profile,
     machine_budget_bytes,
     match_profile,
+    match_reason,
     require_supported,
 )
 from edgeff.devices.show import detection_json, detection_text
@@ -144,7 +145,8 @@ def test_a_64_bit_system_by_any_of_its_names_is_supported(tmp_path: Path, name: 
 )
 def test_a_system_without_a_wheel_is_refused(root: Root, architecture: str, pointer_bits: int, reason: str) -> None:
     machine = look(root(PI4), architecture, pointer_bits)
-    assert match_profile(machine, PROFILES) == (None, [reason])
+    assert match_profile(machine, PROFILES) == (None, [])
+    assert match_reason(machine, None) == reason
     with pytest.raises(DeviceError) as caught:
         require_supported(machine)
     assert str(caught.value) == f"edgeff cannot train here: {reason}"
@@ -269,7 +271,10 @@ def test_an_unknown_board_is_matched_by_architecture_cores_ram_and_instruction_s
     plain, differences = match_profile(machine, PROFILES)
     assert plain is not None
     assert plain.isa == ("neon",)
-    assert differences[0] == "no profile names this machine; this one has the same architecture, cores and RAM"
+    assert differences == []
+    assert match_reason(machine, plain) == (
+        "no profile lists this machine's name; this one has its architecture, its number of cores and about its RAM"
+    )
     modern, _ = match_profile(replace(machine, isa=("neon", "dotprod", "fp16")), PROFILES)
     assert modern == load_profile("pi5-4gb")
     named, _ = match_profile(replace(machine, cpu="Cortex-A72"), PROFILES)
@@ -286,7 +291,17 @@ def test_any_other_machine_is_the_as_found_profile_filled_in() -> None:
     assert (profile.id, profile.cpu, profile.cores.value) == ("generic-x86-2core", "Some CPU", 2)
     assert (profile.ram.value, profile.ram.text) == (3000 * MIB, "2.93 GiB")
     assert (profile.app_ram.value, profile.app_ram.basis) == (1400 * MIB, "estimate")
-    assert differences == ["no profile fits this machine"]
+    assert differences == []
+    assert match_reason(machine, profile) == (
+        "no device of the catalogue is like this machine; the figures of the profile are those found here"
+    )
+
+
+def test_an_as_found_profile_never_differs_from_the_machine_it_was_filled_in_with() -> None:
+    machine = replace(GENERIC, architecture="aarch64", cores=12, isa=("neon",), limit_bytes=1000 * MIB, cpu_limit=1.5)
+    profile, differences = match_profile(machine, PROFILES)
+    assert profile is not None
+    assert (profile.id, profile.architecture, differences) == ("generic-x86-2core", "aarch64", [])
 
 
 def test_only_an_as_found_profile_is_filled_in() -> None:
@@ -300,17 +315,18 @@ def test_an_unknown_machine_leaves_the_as_found_profile_empty() -> None:
     profile, differences = match_profile(DetectedMachine("Darwin", "aarch64"), PROFILES)
     assert profile is not None
     assert (profile.id, profile.ram, profile.app_ram) == ("generic-x86-2core", None, None)
-    assert differences == ["no profile fits this machine", "architecture: aarch64 here, x86_64 in the profile"]
+    assert (profile.architecture, differences) == ("aarch64", [])
 
 
 def test_nothing_fits_an_empty_catalogue() -> None:
-    assert match_profile(GENERIC, []) == (None, ["no profile fits this machine"])
+    assert match_profile(GENERIC, []) == (None, [])
+    assert match_reason(GENERIC, None) == "no profile fits this machine"
 
 
 def test_phones_and_microcontrollers_are_never_matched() -> None:
     phone = load_profile("pixel-9")
     machine = DetectedMachine("Linux", "aarch64", cores=8, ram_bytes=12 * 1024 * MIB, isa=phone.isa)
-    assert match_profile(machine, [phone]) == (None, ["no profile fits this machine"])
+    assert match_profile(machine, [phone]) == (None, [])
 
 
 def test_every_difference_is_named() -> None:
@@ -381,6 +397,7 @@ def test_a_machine_that_tells_nothing_needs_a_budget() -> None:
     assert caught.value.hint == "give `--budget`"
 
 
+@settings(deadline=None)
 @given(
     available=st.integers(0, 2**33),
     limit=st.none() | st.integers(0, 2**33),
@@ -420,6 +437,7 @@ def test_the_text_tells_what_was_found_and_what_differs(root: Root) -> None:
         "available           1000 MiB",
         "usable (70 %)       700 MiB",
         "profile             pi4-8gb (Raspberry Pi 4 Model B 8 GB)",
+        "because             the profile lists the name of this board or processor",
         "",
         "not as in the profile",
         "  memory limit of the control group: 1 GiB",
@@ -440,9 +458,17 @@ def test_the_text_of_an_unsupported_system_says_why() -> None:
         "available           unknown",
         "usable (70 %)       unknown",
         "profile             none",
-        "",
-        "why",
-        "  this system is 32-bit (armv7l): onnxruntime has no wheel for it",
+        "because             this system is 32-bit (armv7l): onnxruntime has no wheel for it",
+    ]
+
+
+def test_the_text_of_any_other_computer_claims_no_difference_from_the_profile() -> None:
+    machine = replace(GENERIC, cpu="Some CPU", mem_available_bytes=2000 * MIB)
+    assert detection_text(machine, *match_profile(machine, PROFILES)).splitlines()[-3:] == [
+        "usable (70 %)       1.37 GiB",
+        "profile             generic-x86-2core (any other computer, as found)",
+        "because             no device of the catalogue is like this machine; "
+        "the figures of the profile are those found here",
     ]
 
 
@@ -453,4 +479,5 @@ def test_json_of_a_detection_has_bytes_and_reasons() -> None:
     assert document["machine"]["usable_bytes"] == 700
     assert document["machine"]["isa"] == ["avx2"]
     assert (document["profile"], document["unsupported"]) == ("generic-x86-2core", "")
-    assert document["differences"] == ["no profile fits this machine"]
+    assert document["differences"] == []
+    assert document["reason"].startswith("no device of the catalogue is like this machine; ")

@@ -3,8 +3,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_run import edgeff
 
 from edgeff.artifact import Artifact
+from edgeff.cli import COMMANDS
 from edgeff.container import Folder
 from edgeff.inspect import inspect_json, inspect_text
 from edgeff.manifest import GraphSpec, Line
@@ -125,3 +127,9 @@ def test_the_json_form_is_plain_json_with_bytes():
 
 def test_the_json_form_without_replay_rows_counts_none():
     assert inspect_json(artifact(replay=None))["replay_rows"] == 0
+
+
+def test_what_people_read_spells_optimizer_as_the_option_does():
+    helps = [edgeff(command, "--help").stdout for command in COMMANDS]
+    assert [text for text in (inspect_text(artifact()), *helps) if "ptimiser" in text] == []
+    assert sum("optimizer" in text for text in helps) >= 2

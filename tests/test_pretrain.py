@@ -258,6 +258,50 @@ def test_preprocessing_for_another_network_is_refused() -> None:
         pretrain(_network(), TRAIN, VALIDATION, other, SETTINGS)
 
 
+class _Words(nn.Module):
+    """The mean of the vectors of six words out of five known ones; it fails by itself where it is told to."""
+
+    def __init__(self, failing: str = "") -> None:
+        super().__init__()
+        self.embedding, self.failing = nn.Embedding(5, 8), failing
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.failing and self.training:
+            raise IndexError(self.failing)
+        return self.embedding(x).mean(dim=1)  # type: ignore[no-any-return]
+
+
+def _words(count: int, word: int) -> tuple[Dataset, Preprocessing]:
+    x = np.random.default_rng(0).integers(0, 5, (count, 6))
+    x[count // 2, 3] = word
+    rows = Dataset("words", x, np.arange(count) % 3)
+    return rows, fit_preprocessing(rows, (6,), dtype="int64")
+
+
+def _word_network(failing: str = "") -> LocalNetwork:
+    return LocalNetwork([LocalBlock(_Words(failing))], input_shape=(6,), classes=3, input_dtype="int64", name="words")
+
+
+@pytest.mark.parametrize("word", [5, -1])
+def test_a_token_id_that_the_network_does_not_know_is_refused_in_one_line(word: int) -> None:
+    rows, preprocessing = _words(30, word)
+    for run in (
+        lambda: pretrain(_word_network(), rows, rows, preprocessing, SETTINGS),
+        lambda: evaluate_network(_word_network(), rows, preprocessing),
+    ):
+        with pytest.raises(DataError, match=r"^network `words` cannot take the rows: index out of range in self$") as e:
+            run()
+        assert "`num_embeddings`" in e.value.hint
+    known, preprocessing = _words(30, 4)
+    assert pretrain(_word_network(), known, known, preprocessing, SETTINGS).history
+
+
+def test_another_index_error_of_a_users_module_is_not_taken_for_an_unknown_token() -> None:
+    rows, preprocessing = _words(30, 0)
+    with pytest.raises(IndexError, match=r"^list index out of range$"):
+        pretrain(_word_network("list index out of range"), rows, rows, preprocessing, SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -267,6 +311,7 @@ def test_preprocessing_for_another_network_is_refused() -> None:
         ({"mode": "global"}, "`mode` must be `local` or `bp` or `bp-deepsup`, got `global`"),
         ({"learning_rate": 0.0}, "`learning_rate` must be above 0, got `0.0`"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be above 0, got `nan`"),
+        ({"learning_rate": float("inf")}, "`learning_rate` must be finite, got `inf`"),
         ({"weight_decay": -1.0}, "`weight_decay` must be at least 0, got `-1.0`"),
         ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\), got `1.0`"),
         ({"threads": 0}, "`threads` must be at least 1, got `0`"),

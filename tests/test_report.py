@@ -33,7 +33,7 @@ def test_the_whole_report_reads_so(golden: Manifest) -> None:
     assert report_text(golden, [FITS, MICRO, AS_FOUND]).split("\n") == [
         "tiny: training bytes per block",
         "",
-        "block  weights  gradients  optimiser state  activations (N = micro-batch)",
+        "block  weights  gradients  optimizer state  activations (N = micro-batch)",
         "-----  -------  ---------  ---------------  -----------------------------",
         "conv1  104 B    80 B       160 B            640 B + 1.06 KiB x N",
         "head   384 B    384 B      768 B            640 B + 1.06 KiB x N",

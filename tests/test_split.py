@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import dataset_of, recordings, samples
 
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
-from edgeff.split import batches, calibration_split, sample_rows, stratified_rows, train_validation_split
+from edgeff.split import (
+    activities_in_time,
+    batches,
+    calibration_split,
+    sample_rows,
+    sharing_samples,
+    stratified_rows,
+    train_validation_split,
+)
 
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda values: np.array(values, np.int64))
-
-
-def dataset_of(y: np.ndarray, **columns: np.ndarray) -> Dataset:
-    """Rows that tell their own number."""
-    return Dataset("test", np.arange(len(y), dtype=np.int64)[:, None], y, **columns).check()
 
 
 def numbers(dataset: Dataset) -> list[int]:
     return dataset.x[:].reshape(-1).tolist()  # type: ignore[no-any-return]
 
 
+@settings(deadline=None)
 @given(
     rows=st.integers(0, 50), size=st.integers(1, 60), seed=st.none() | st.integers(-5, 2**70), epoch=st.integers(0, 9)
 )
@@ -51,6 +56,7 @@ def test_a_batch_of_no_rows_is_refused() -> None:
     assert str(caught.value) == "a batch needs 1 or more rows, got 0"
 
 
+@settings(deadline=None)
 @given(y=labels, per_class=st.integers(1, 9), seed=st.integers(0, 3))
 def test_a_stratified_sample_has_as_many_of_each_class(y: np.ndarray, per_class: int, seed: int) -> None:
     rows = stratified_rows(y, per_class, seed)
@@ -70,6 +76,7 @@ def test_other_seeds_choose_other_rows() -> None:
         stratified_rows(y, 0, 0)
 
 
+@settings(deadline=None)
 @given(y=labels, fraction=st.floats(0.01, 0.99), seed=st.integers(0, 3), data=st.data())
 def test_no_group_is_in_both_parts(y: np.ndarray, fraction: float, seed: int, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["groups", "sequence"]))
@@ -91,6 +98,7 @@ def test_no_group_is_in_both_parts(y: np.ndarray, fraction: float, seed: int, da
     assert len(validation)
 
 
+@settings(deadline=None)
 @given(y=labels, fraction=st.floats(0.01, 0.99), seed=st.integers(0, 3))
 def test_without_groups_each_class_is_divided_alike(y: np.ndarray, fraction: float, seed: int) -> None:
     dataset = dataset_of(y)
@@ -120,43 +128,14 @@ def test_a_fraction_outside_0_and_1_is_refused(fraction: float) -> None:
 # --- calibration ---
 
 
-@st.composite
-def recordings(draw: st.DrawFn) -> Dataset:
-    """Windows of several recordings in shuffled order, of any overlap, with labels that may change at any window."""
-    step = draw(st.integers(1, 4))
-    y, sequence, span = [], [], []
-    for recording in range(draw(st.integers(1, 3))):
-        for place in range(draw(st.integers(1, 12))):
-            if draw(st.integers(0, 5)):  # some windows are missing
-                y.append(draw(st.integers(0, 2)))
-                sequence.append(recording)
-                span.append([place * step, place * step + draw(st.integers(1, 6))])
-    order = draw(st.permutations(range(len(y)))) if y else []
-    columns = {"sequence": np.array(sequence, np.int64)[order], "span": np.array(span, np.int64).reshape(-1, 2)[order]}
-    y = [*y, 0, 0, 0]  # one recording that can always be halved
-    more = {"sequence": np.full(3, 99), "span": np.array([[0, 2], [2, 4], [4, 6]])}
-    return dataset_of(
-        np.array(y, np.int64)[[*order, *range(len(y) - 3, len(y))]],
-        **{key: np.concatenate([value, more[key]]) for key, value in columns.items()},
-    )
-
-
-def samples(dataset: Dataset) -> set[tuple[int, int]]:
-    assert dataset.sequence is not None
-    assert dataset.span is not None
-    return {
-        (recording, sample)
-        for recording, (first, past) in zip(dataset.sequence.tolist(), dataset.span.tolist(), strict=True)
-        for sample in range(first, past)
-    }
-
-
+@settings(deadline=None)
 @given(dataset=recordings())
 def test_no_sample_is_both_adapted_on_and_tested_on(dataset: Dataset) -> None:
     adapt, test = calibration_split(dataset)
     assert not samples(adapt) & samples(test)
 
 
+@settings(deadline=None)
 @given(dataset=recordings())
 def test_each_activity_is_adapted_on_in_its_earlier_half_and_tested_on_later(dataset: Dataset) -> None:
     adapt, test = calibration_split(dataset)
@@ -172,6 +151,7 @@ def test_each_activity_is_adapted_on_in_its_earlier_half_and_tested_on_later(dat
             assert not len(early) or not len(late) or start[early].max() < start[late].min()
 
 
+@settings(deadline=None)
 @given(dataset=recordings())
 def test_only_windows_that_share_samples_are_left_out(dataset: Dataset) -> None:
     adapt, test = calibration_split(dataset)
@@ -214,3 +194,33 @@ def test_rows_that_cannot_be_halved_are_refused(rows: int, got: str) -> None:
         calibration_split(dataset_of(np.zeros(rows, np.int64), sequence=np.zeros(rows, np.int64)))
     assert str(caught.value) == f"`test` cannot be halved: {got} to test on"
     assert caught.value.hint == "it needs some recording with three rows or more of one label"
+
+
+# --- what the splits are made of ---
+
+
+@settings(deadline=None)
+@given(dataset=recordings())
+def test_every_row_is_in_the_activity_of_its_recording_and_label_in_time_order(dataset: Dataset) -> None:
+    assert dataset.sequence is not None
+    assert dataset.span is not None
+    parts = activities_in_time(dataset)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(dataset)))
+    keys = [set(zip(dataset.sequence[rows].tolist(), dataset.y[rows].tolist(), strict=True)) for rows in parts]
+    assert all(len(key) == 1 for key in keys)
+    assert len(set.union(*keys)) == len(parts)
+    assert all((np.diff(dataset.span[rows, 0]) >= 0).all() for rows in parts)
+
+
+@settings(deadline=None)
+@given(dataset=recordings(), data=st.data())
+def test_rows_share_samples_with_what_was_chosen_as_sets_of_samples_say(dataset: Dataset, data: st.DataObject) -> None:
+    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=len(dataset), max_size=len(dataset))))
+    taken = samples(dataset.select(chosen))
+    expected = [bool(samples(dataset.select(np.array([row]))) & taken) for row in range(len(dataset))]
+    assert sharing_samples(dataset, chosen).tolist() == expected
+
+
+def test_rows_without_recordings_share_nothing_whatever_their_spans() -> None:
+    dataset = dataset_of(np.zeros(3, np.int64), span=np.array([[0, 9], [0, 9], [0, 9]]))
+    assert not sharing_samples(dataset, np.array([True, False, False])).any()
