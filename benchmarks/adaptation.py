@@ -25,11 +25,12 @@ from edgeff.presets import preset
 from edgeff.pretrain import pretrain
 from edgeff.pretrain_run import load_run
 from edgeff.pretrain_settings import PretrainSettings
-from edgeff.runtime.adapt import Adaptation, plan_adaptation
+from edgeff.runtime.adapt import Adaptation, adaptation_request
 from edgeff.runtime.checkpoint import RunFolder, read_weights
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.evaluate import evaluate
 from edgeff.runtime.network import open_network
+from edgeff.runtime.plan import plan
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.split import calibration_split, train_validation_split
 from edgeff.table import table
@@ -86,10 +87,11 @@ def unseen_people(folder: Path, seed: int) -> Iterator[tuple[Dataset, Artifact]]
 
 def adapt(artifact: Artifact, calibration: Dataset, settings: AdaptSettings) -> dict[str, np.ndarray]:
     """The weights that a run keeps."""
-    plan = plan_adaptation(artifact.manifest, settings, len(calibration), budget_bytes=None)
+    request = adaptation_request(artifact.manifest, settings, len(calibration), budget_bytes=None)
     with tempfile.TemporaryDirectory() as parent:
         folder = RunFolder(Path(parent) / "run")
-        run = Adaptation(artifact, calibration, settings, plan, OnnxRuntime(1), folder)
+        planned = plan(artifact.manifest, request)
+        run = Adaptation(artifact, calibration, settings, request, planned, OnnxRuntime(1), folder)
         for _ in run.run():
             pass
         return read_weights(folder.best, artifact.manifest_sha256)

@@ -26,7 +26,7 @@ from edgeff.json_node import HINT, Node
 from edgeff.manifest import FileSpec, Manifest
 from edgeff.manifest_json import MAX_MANIFEST_BYTES, from_json, to_json
 from edgeff.manifest_rules import MANIFEST_FILE
-from edgeff.tensor_file import read_index, read_tensor
+from edgeff.tensor_file import fill_from, read_index, read_tensor
 
 # Zip has no earlier date; any fixed one makes the same artifact the same bytes.
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
@@ -79,6 +79,23 @@ class Artifact:
             ArtifactError: The weights file has no such tensor, or cannot be read.
         """
         return self._tensors(self.manifest.weights, names)
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Read parameters and buffers into arrays that exist, C-contiguous, by `<block>.<name>`.
+
+        Raises:
+            ArtifactError: The weights file has no such tensor, of that shape and dtype, or cannot be read.
+        """
+        file = self.manifest.weights
+        with self.container.open(file) as stream:
+            index = read_index(stream, self.manifest.files[file].bytes, file)
+            for name, array in arrays.items():
+                if name not in index or (index[name].spec.shape, index[name].spec.dtype) != (
+                    array.shape,
+                    array.dtype.name,
+                ):
+                    raise ArtifactError(f"`{file}` lacks the tensor `{name}`", hint=HINT)
+                fill_from(stream, index[name], array)
 
     def replay(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Replay rows: raw `x` (rows, *input.shape) of the input's dtype and labels `y` (rows,) int64; None without.

@@ -45,12 +45,40 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--epochs", type=int, help="Default: the artifact's.")
 @click.option("--batch-size", type=int, help="Default: the artifact's.")
 @click.option("--learning-rate", type=float, help="Default: the artifact's.")
-@click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Default: cosine.")
+@click.option("--lr-schedule", type=click.Choice(["cosine", "constant"]), help="Default: cosine.")
 @click.option("--replay-fraction", type=float, help="Part of each batch that is replay rows. Default: the artifact's.")
 @click.option("--guard-fraction", type=float, help="Part of the rows held out to judge by; 0 for none.")
 @click.option("--blocks", metavar="NAME,NAME", help="Train these blocks only.")
 @click.option("--seed", type=int, help="Default: 0.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["auto", "sweep", "stage"]),
+    default="auto",
+    help="All blocks at once, or one after another. Default: sweep where it fits, else stage.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(["auto", "rerun", "float32", "float16", "uint8"]),
+    default="auto",
+    help="Between stages: run the blocks before again, or keep files. Default: float32 files where the disk has room.",
+)
+@click.option(
+    "--prefer", type=click.Choice(["speed", "memory"]), default="speed", help="Of the plans that fit. Default: speed."
+)
 @click.option("--budget", metavar="BYTES", help="What training may take over the floor, for example `32MiB`.")
+@click.option(
+    "--block-budget",
+    "block_budgets",
+    multiple=True,
+    metavar="NAME=BYTES",
+    help="What a block may take of it; may be repeated.",
+)
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='File that may change the budget during the run: {"budget": "12MiB"}.',
+)
 @click.option("--device", "device_name", metavar="NAME", help="Take the budget of this profile (name or TOML file).")
 @_THREADS
 @_JSON
@@ -61,7 +89,12 @@ def train_on_device(
     out: Path,
     resume: bool,
     blocks: str | None,
+    schedule: str,
+    features: str,
+    prefer: str,
     budget: str | None,
+    block_budgets: tuple[str, ...],
+    control: Path | None,
     device_name: str | None,
     threads: int | None,
     as_json: bool,
@@ -76,29 +109,45 @@ def train_on_device(
     engine, meter, allocator = _start(threads)
     budget_bytes = _budget(asked, device_name, meter.floor_bytes)
     opened = open_artifact(artifact)
-    from edgeff.runtime.adapt import Adaptation, plan_adaptation
+    from edgeff.runtime.adapt import Adaptation, adaptation_request
     from edgeff.runtime.checkpoint import RunFolder
+    from edgeff.runtime.control import Control
+    from edgeff.runtime.plan import plan
     from edgeff.runtime.settings import default_settings
-    from edgeff.runtime.trainer import LearningRate
 
     given = {name: value for name, value in settings.items() if value is not None}
     if blocks is not None:
         given["blocks"] = tuple(name.strip() for name in blocks.split(",") if name.strip())
     chosen = replace(default_settings(opened.manifest), **given)
-    LearningRate(chosen.learning_rate, chosen.schedule, steps=1)  # refuses a bad one before anything is written
     rows = open_checked(data, data_dir, opened.manifest)
-    plan = plan_adaptation(opened.manifest, chosen, len(rows), budget_bytes=budget_bytes, threads=engine.threads)
+    request = adaptation_request(
+        opened.manifest,
+        chosen,
+        len(rows),
+        budget_bytes=budget_bytes,
+        threads=engine.threads,
+        schedule=None if schedule == "auto" else schedule,
+        features=None if features == "auto" else features,
+        prefer=prefer,
+        block_budgets=_block_budgets(block_budgets),
+        disk_bytes=_free_bytes(out),
+    )
+    planned = plan(opened.manifest, request)
+    dtype = planned.features if planned.features in ("float16", "uint8") else "float32"
+    chosen = replace(chosen, schedule=planned.schedule, feature_dtype=dtype)
     adaptation = Adaptation(
         artifact=opened,
         dataset=rows,
         settings=chosen,
-        plan=plan,
+        request=request,
+        plan=planned,
         engine=engine,
         folder=RunFolder(out),
         meter=meter,
         allocator=allocator,
+        asked_budget=Control(control).budget if control else lambda: None,
     )
-    result = _run(adaptation, meter, budget_bytes, resume=resume)
+    result = _run(adaptation, resume=resume)
     found = {
         "run": str(out),
         "floor_bytes": meter.floor_bytes,
@@ -107,6 +156,25 @@ def train_on_device(
         **result,
     }
     click.echo(json.dumps(found, indent=2) if as_json else _result_text(found))
+
+
+def _block_budgets(given: tuple[str, ...]) -> dict[str, int]:
+    """`NAME=BYTES` of each."""
+    found = {}
+    for text in given:
+        name, separator, amount = text.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"--block-budget takes NAME=BYTES, got `{text}`")
+        found[name] = _positive(parse_bytes(amount))
+    return found
+
+
+def _free_bytes(out: Path) -> int:
+    """What files of features may take: half of what is free where the run is to be."""
+    import shutil
+
+    folder = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
+    return shutil.disk_usage(folder).free // 2
 
 
 def _start(threads: int | None) -> tuple[OnnxRuntime, Meter, Any]:
@@ -204,41 +272,33 @@ def open_checked(spec: str, data_dir: Path | None, manifest: Manifest) -> Datase
     return rows
 
 
-def _run(adaptation: Adaptation, meter: Meter, budget_bytes: int, *, resume: bool) -> Mapping[str, Any]:
+def _run(adaptation: Adaptation, *, resume: bool) -> Mapping[str, Any]:
     """Drive the run, showing its progress.
 
     Raises:
         RunError: It was stopped by a signal.
-        BudgetError: It took more than its budget.
+        BudgetError: It would take more than its budget.
     """
-    from edgeff.runtime.events import Finished, GuardResult, Notice, Stopped
+    from edgeff.runtime.events import Finished, GuardResult, Notice, Replanned, Stopped
     from edgeff.runtime.trainer import Progress
 
-    over = False
+    stage = adaptation.plan.schedule == "stage"
     with _signals() as interrupted, ProgressLine("train", adaptation.settings.epochs) as line:
-
-        def stop() -> bool:
-            nonlocal over
-            over = meter.read().training_bytes > budget_bytes
-            return over or interrupted()
-
-        for event in adaptation.run(resume=resume, stop=stop):
+        for event in adaptation.run(resume=resume, stop=interrupted):
             if isinstance(event, Progress):
-                losses = " ".join(f"{loss:.3f}" for loss in event.loss.values())
+                losses = " ".join(f"{name} {loss:.3f}" if stage else f"{loss:.3f}" for name, loss in event.loss.items())
                 peak = "" if event.measured is None else f"  peak {format_bytes(event.measured.training_bytes)}"
                 line.show(event.position.epoch, f"loss {losses}  {event.rows_per_s:.0f} rows/s{peak}")
             elif isinstance(event, GuardResult):
-                line.note(f"epoch {event.epoch}  guard accuracy {event.evaluation.accuracy:.4f}")
+                what = f"{event.epoch} blocks done" if stage else f"epoch {event.epoch}"
+                line.note(f"{what}  guard accuracy {event.evaluation.accuracy:.4f}")
             elif isinstance(event, Notice):
                 line.note(f"warning: {event.text}")
+            elif isinstance(event, Replanned):
+                planned = format_bytes(event.plan.planned_bytes)
+                line.note(f"{event.reason}: on with micro-batch {event.plan.micro_batch}, {planned} planned")
             elif isinstance(event, Finished):
                 return event.result
-            elif isinstance(event, Stopped) and over:
-                raise BudgetError(
-                    f"training took {format_bytes(meter.read().training_bytes)}, the budget is "
-                    f"{format_bytes(budget_bytes)}; stopped after step {event.position.step} with a checkpoint",
-                    hint="go on by `--resume` with a larger `--budget`",
-                )
             elif isinstance(event, Stopped):
                 raise RunError(
                     f"stopped after step {event.position.step} with a checkpoint",
@@ -262,7 +322,8 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
 def _result_text(found: Mapping[str, Any]) -> str:
     best, guard = found["best_epoch"], found["guard"]
-    kept = f"kept the weights of epoch {best} of {found['epochs']}" if best else "kept the weights it came with"
+    rounds = f"{best} blocks done" if found["schedule"] == "stage" else f"epoch {best} of {found['epochs']}"
+    kept = f"kept the weights of {rounds}" if best else "kept the weights it came with"
     judged = f": guard accuracy {guard[0]['accuracy']:.4f} before, {guard[best]['accuracy']:.4f} kept" if guard else ""
     return "\n".join(
         [

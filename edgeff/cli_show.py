@@ -46,7 +46,7 @@ def report(artifact: Path, devices: tuple[str, ...], as_json: bool) -> None:
 
 def verdict_of(manifest: Manifest, profile: DeviceProfile) -> DeviceVerdict:
     """Plan the model for a device."""
-    from edgeff.runtime.plan import plan
+    from edgeff.runtime.plan import Request, plan
 
     ram = None if profile.app_ram is None else int(profile.app_ram.value)
     estimated = profile.app_ram is not None and profile.app_ram.is_estimate
@@ -58,7 +58,7 @@ def verdict_of(manifest: Manifest, profile: DeviceProfile) -> DeviceVerdict:
         return _changed(verdict, reason="takes what the machine has: run `edgeff devices --detect` there")
     try:
         budget = default_budget_bytes(profile, floor)
-        planned = plan(manifest, budget_bytes=budget, batch_size=manifest.training.batch_size)
+        planned = plan(manifest, Request(batch_size=manifest.training.batch_size, budget_bytes=budget))
     except (BudgetError, DeviceError) as error:
         return _changed(verdict, budget_bytes=max(0, ram - floor), reason=str(error))
     return _changed(

@@ -46,6 +46,16 @@ def role_names(block: BlockSpec, optimizer: OptimizerSpec) -> dict[str, frozense
     }
 
 
+def whole_names(block: BlockSpec, optimizer: OptimizerSpec) -> dict[str, frozenset[str]]:
+    """Every input name of an `apply` graph, by role: it takes any run of numbers, whichever tensor they are of."""
+    return {
+        "rate": role_names(block, optimizer)["rate"],
+        "parameter": frozenset({"parameter"}),
+        "gradient": frozenset({"gradient"}),
+        "state": frozenset(f"state.{slot}" for slot in block.slots),
+    }
+
+
 def check_graphs(block: BlockSpec, place: str, optimizer: OptimizerSpec) -> None:
     """Check the input and output names of all graphs of a block.
 
@@ -57,9 +67,9 @@ def check_graphs(block: BlockSpec, place: str, optimizer: OptimizerSpec) -> None
     Raises:
         ArtifactError: A name is wrong, missing, or given twice.
     """
-    names = role_names(block, optimizer)
+    by_tensor, whole = role_names(block, optimizer), whole_names(block, optimizer)
     for kind, graph in block.graphs.items():
-        _check_inputs(graph, f"{place}.{kind}.inputs", kind, names)
+        _check_inputs(graph, f"{place}.{kind}.inputs", kind, whole if kind == "apply" else by_tensor)
         _check_outputs(graph, f"{place}.{kind}.outputs", kind, block)
 
 

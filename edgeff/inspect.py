@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgeff.artifact import Artifact
-from edgeff.manifest import FORMAT_VERSION, BlockSpec, GraphSpec, Manifest, TensorSpec
+from edgeff.manifest import FORMAT_VERSION, BlockSpec, GraphSpec, Manifest, Moment, TensorSpec
 from edgeff.units import format_bytes
 
 _LISTED_CLASSES = 12
@@ -80,7 +80,7 @@ def _block_json(block: BlockSpec) -> dict[str, object]:
             kind: {
                 "file": graph.file,
                 "nodes": graph.nodes,
-                "transient": [dataclasses.asdict(line) for line in graph.transient],
+                "transient": [_moment(moment) for moment in graph.transient],
             }
             for kind, graph in block.graphs.items()
         },
@@ -180,6 +180,11 @@ def _block_row(block: BlockSpec) -> tuple[str, ...]:
 
 def _graph_rows(block: BlockSpec) -> list[tuple[str, ...]]:
     return [(block.name, kind, f"{graph.nodes}", _transient(graph)) for kind, graph in block.graphs.items()]
+
+
+def _moment(moment: Moment) -> dict[str, object]:
+    tensors = [dataclasses.asdict(tensor) for tensor in moment.tensors]
+    return {"fixed_bytes": moment.fixed_bytes, "row_bytes": moment.row_bytes, "tensors": tensors}
 
 
 def _transient(graph: GraphSpec) -> str:

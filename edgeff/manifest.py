@@ -58,6 +58,50 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Multiplications and additions of matrix products and convolutions, `fixed + per_row * rows`."""
+
+    fixed: int
+    per_row: int
+
+    def at(self, rows: int) -> int:
+        """At a micro-batch of `rows`."""
+        return self.fixed + self.per_row * rows
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A tensor that is alive inside a graph, or what a kernel takes for itself (`workspace`), and its bytes.
+
+    Attributes:
+        name: In the graph.
+        operator: That makes it.
+        fixed_bytes: Whatever the micro-batch.
+        row_bytes: For each of its rows.
+    """
+
+    name: str
+    operator: str
+    fixed_bytes: int
+    row_bytes: int
+
+    def at(self, rows: int) -> int:
+        """Bytes at a micro-batch of `rows`."""
+        return self.fixed_bytes + self.row_bytes * rows
+
+
+@dataclass(frozen=True)
+class Moment(Line):
+    """A node of a graph at work: the bytes alive beyond inputs and outputs.
+
+    Attributes:
+        tensors: The largest of them.
+    """
+
+    tensors: tuple[HeldTensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """One ONNX file of a block.
 
@@ -68,15 +112,24 @@ class GraphSpec:
         outputs: Graph output names in order: `loss`, `handover`, `log_probabilities`, `new.<input name>`. An output
             `new.<input>` may be bound to the buffer of `<input>`: the exporter proved it safe.
         nodes: Number of ONNX nodes.
-        transient: Upper envelope of the bytes alive inside a run beyond inputs and outputs, one line per stretch of
-            micro-batch sizes: the bytes at a micro-batch are the largest over the lines.
+        transient: Upper envelope of the bytes alive inside a run beyond inputs and outputs, one moment per stretch of
+            micro-batch sizes: the bytes at a micro-batch are the largest over the moments. For `apply`, the numbers
+            that it updates in one run stand for the rows.
+        work: Arithmetic of a run.
+        traffic: Bytes that its nodes read and write in a run, as if nothing stayed in a cache.
     """
 
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: int
-    transient: tuple[Line, ...]
+    transient: tuple[Moment, ...]
+    work: Work = Work(0, 0)
+    traffic: Line = Line(0, 0)
+
+    def worst_moment(self, rows: int) -> Moment:
+        """When most is alive at a micro-batch of `rows`."""
+        return max(self.transient, key=lambda moment: moment.at(rows), default=Moment(0, 0))
 
     def transient_bytes(self, rows: int) -> int:
         """Planned bytes alive inside one run at a micro-batch of `rows`, beyond inputs and outputs."""

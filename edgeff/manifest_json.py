@@ -24,13 +24,16 @@ from edgeff.manifest import (
     CheckResults,
     FileSpec,
     GraphSpec,
+    HeldTensor,
     InferenceSpec,
     Line,
     Manifest,
+    Moment,
     OptimizerSpec,
     ReplaySpec,
     TensorSpec,
     TrainingDefaults,
+    Work,
 )
 from edgeff.manifest_rules import check_manifest
 
@@ -246,14 +249,33 @@ def _block(node: Node) -> BlockSpec:
 
 
 def _graph(node: Node) -> GraphSpec:
-    fields = node.fields("file", "inputs", "outputs", "nodes", "transient")
+    fields = node.fields("file", "inputs", "outputs", "nodes", "transient", "work", "traffic")
     return GraphSpec(
         file=fields["file"].file(),
         inputs=_tuple(fields["inputs"], Node.text),
         outputs=_tuple(fields["outputs"], Node.text),
         nodes=fields["nodes"].integer(),
-        transient=_tuple(fields["transient"], _line),
+        transient=_tuple(fields["transient"], _moment),
+        work=_work(fields["work"]),
+        traffic=_line(fields["traffic"]),
     )
+
+
+def _moment(node: Node) -> Moment:
+    fields = node.fields("fixed_bytes", "row_bytes", "tensors")
+    tensors = _tuple(fields["tensors"], _held_tensor)
+    return Moment(fields["fixed_bytes"].integer(), fields["row_bytes"].integer(), tensors)
+
+
+def _held_tensor(node: Node) -> HeldTensor:
+    fields = node.fields("name", "operator", "fixed_bytes", "row_bytes")
+    sizes = (fields["fixed_bytes"].integer(), fields["row_bytes"].integer())
+    return HeldTensor(fields["name"].text(), fields["operator"].text(), *sizes)
+
+
+def _work(node: Node) -> Work:
+    fields = node.fields("fixed", "per_row")
+    return Work(fields["fixed"].integer(), fields["per_row"].integer())
 
 
 def _line(node: Node) -> Line:

@@ -105,9 +105,18 @@ def read_tensor(stream: IO[bytes], tensor: StoredTensor) -> np.ndarray:
         ArtifactError: The stream ends early.
     """
     array = np.empty(tensor.spec.shape, np.dtype(tensor.spec.dtype).newbyteorder("<"))
+    fill_from(stream, tensor, array)
+    return array
+
+
+def fill_from(stream: IO[bytes], tensor: StoredTensor, array: np.ndarray) -> None:
+    """Read a tensor into an array of its dtype and size that is C-contiguous.
+
+    Raises:
+        ArtifactError: The stream ends early.
+    """
     stream.seek(tensor.start)
     _fill(stream, array, tensor.spec.name)
-    return array
 
 
 def check_values(stream: IO[bytes], tensor: StoredTensor, name: str) -> None:

@@ -7,6 +7,7 @@ torch autograd and the optimiser's formula at two batch sizes.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,10 +175,11 @@ def make_trial(
         **{f"gradient.{name}": value for name, value in sums.items()},
         **{f"state.{slot}.{name}": value for name, slots_ in state.items() for slot, value in slots_.items()},
     }
+    feeds |= _flat(feeds)
     outputs: dict[GraphKind, dict[str, torch.Tensor]] = {
         "step": {**trained, **_updated(spec, parameters, gradients, state, scalars)},
         "accumulate": {**trained, **{f"new.gradient.{n}": sums[n] + g for n, g in gradients.items()}},
-        "apply": _updated(spec, parameters, sums, state, scalars),
+        "apply": _flat(_updated(spec, parameters, sums, state, scalars)),
         "forward": plain,
     }
     return Trial(
@@ -215,6 +217,16 @@ def _updated(
         found[f"new.parameter.{name}"] = new
         found |= {f"new.state.{slot}.{name}": value for slot, value in new_state.items()}
     return found
+
+
+def _flat(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All tensors of a role behind one another, as `apply` takes and gives them: by name without the parameter's."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = re.match(r"(?:new\.)?(?:parameter|gradient|state\.[^.]+)(?=\.)", name)
+        if match:
+            found.setdefault(match[0], []).append(tensor.flatten())
+    return {role: torch.cat(parts) for role, parts in found.items()}
 
 
 def run_in_place(model: onnx.ModelProto, run: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,8 @@
-"""The four graphs of a block, from one trace."""
+"""The four graphs of a block, from one trace.
+
+Nothing in a graph tells which block it is of, so that blocks of the same layers and sizes have the same graphs, byte
+for byte: an artifact holds such a graph once, and a device loads it once.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from edgeff.export.dropout import dropouts
 from edgeff.export.inplace import in_place_pairs, ordered_in_place
 from edgeff.export.ir import Graph, Rows, Shape, Value
 from edgeff.export.lowering import TRANSLATIONS, lower
+from edgeff.export.order import order_for_memory
 from edgeff.export.tracing import TracedBlock, block_tensors, trace_block
 from edgeff.manifest import GraphKind, OptimizerSpec
 from edgeff.optimizer import optimizer, rates, slots
@@ -63,11 +68,12 @@ def compile_block(
     models: dict[GraphKind, onnx.ModelProto] = {
         "step": _step(traced, shapes, optimizer_spec, last),
         "accumulate": _accumulate(traced, shapes, last),
-        "apply": _apply(shapes, optimizer_spec),
+        "apply": apply_model(optimizer_spec),
         "forward": _forward(plain, shapes, last),
     }
     for kind, model in models.items():
         ordered_in_place(model, block=str(block.name), kind=kind)
+        order_for_memory(model)
     read = {name for model in models.values() for name in (value.name for value in model.graph.input)}
     return BlockGraphs(
         models=models,
@@ -136,7 +142,7 @@ def _step(traced: TracedBlock, inputs: _Inputs, spec: OptimizerSpec, last: bool)
     for name in outputs:
         graph.output(name, found[name])
     _emit_updates(graph, inputs, spec, {name: found[f"gradient.{name}"] for name in inputs.parameters})
-    return graph.to_model(f"{inputs.block}.step")
+    return graph.to_model("step")
 
 
 def _accumulate(traced: TracedBlock, inputs: _Inputs, last: bool) -> onnx.ModelProto:
@@ -147,15 +153,25 @@ def _accumulate(traced: TracedBlock, inputs: _Inputs, last: bool) -> onnx.ModelP
     for name in outputs:
         graph.output(name, found[name])
     for name, sum_so_far in inputs.of_parameters(graph, "gradient").items():
-        graph.output(f"new.{name}", graph.elementwise("Add", sum_so_far, found[name]))
-    return graph.to_model(f"{inputs.block}.accumulate")
+        graph.output(f"new.{name}", graph.plus(sum_so_far, found[name]))
+    return graph.to_model("accumulate")
 
 
-def _apply(inputs: _Inputs, spec: OptimizerSpec) -> onnx.ModelProto:
+def apply_model(spec: OptimizerSpec) -> onnx.ModelProto:
+    """The optimiser's update of any run of numbers, (N,): the runtime gives it a block's tensors piece by piece.
+
+    So its temporaries are as small as the pieces, whatever the block, and every block has the same graph.
+    """
     graph = Graph()
-    gradients = inputs.of_parameters(graph, "gradient")
-    _emit_updates(graph, inputs, spec, {name: gradients[f"gradient.{name}"] for name in inputs.parameters})
-    return graph.to_model(f"{inputs.block}.apply")
+    roles = ["parameter", "gradient", *(f"state.{slot}" for slot in slots(spec))]
+    values = {role: graph.input(role, (Rows(1),)) for role in roles}
+    scalars = {name: graph.input(f"rate.{name}", ()) for name in rates(spec, 1.0, 1)}
+    state = {slot: values[f"state.{slot}"] for slot in slots(spec)}
+    new, new_state = optimizer(spec).update(values["parameter"], values["gradient"], state, scalars, spec.settings)
+    graph.output("new.parameter", new)
+    for slot, value in new_state.items():
+        graph.output(f"new.state.{slot}", value)
+    return graph.to_model("apply")
 
 
 def _forward(traced: TracedBlock, inputs: _Inputs, last: bool) -> onnx.ModelProto:
@@ -164,7 +180,7 @@ def _forward(traced: TracedBlock, inputs: _Inputs, last: bool) -> onnx.ModelProt
     found = lower(traced, graph, inputs.traced(graph), outputs, block=inputs.block)
     for name in outputs:
         graph.output(name, found[name])
-    return graph.to_model(f"{inputs.block}.forward")
+    return graph.to_model("forward")
 
 
 def _emit_updates(graph: Graph, inputs: _Inputs, spec: OptimizerSpec, gradients: Mapping[str, Value]) -> None:

@@ -124,9 +124,12 @@ def _readers(nodes: list[onnx.NodeProto], source: str) -> list[onnx.NodeProto]:
 
 
 def _elementwise_over(model: onnx.ModelProto, node: onnx.NodeProto, source: str) -> bool:
-    """Whether the node reads `source` entry by entry where it writes (no broadcasting of `source`)."""
+    """Whether the node reads `source` no later than it writes the same entry (no broadcasting of `source`)."""
     shapes = {value.name: _shape(value) for value in [*model.graph.input, *model.graph.output]}
-    return node.op_type in _ELEMENTWISE and shapes.get(source) == shapes.get(node.output[0])
+    same = shapes.get(source) == shapes.get(node.output[0])
+    # A Gemm begins with its third operand laid out in the result, and then adds the product to it there.
+    added_to = node.op_type == "Gemm" and list(node.input).index(source) == 2 and list(node.input).count(source) == 1
+    return same and (node.op_type in _ELEMENTWISE or added_to)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[str, ...]:

@@ -218,7 +218,29 @@ class Graph:
                 return left
             if operator in ("Add", "Mul") and self.scalar_of(left) == _NEUTRAL[operator] and right.shape == shape:
                 return right
+            if operator == "Mul" and left.shape == right.shape:
+                for tiled, other in ((left, right), (right, left)):
+                    if tiled.name in self._tiles:
+                        return self._times_tile(tiled, other)
         return self.node(operator, inputs, [(shape, dtype or inputs[-1].dtype)], attributes)[0]
+
+    def tile(self, value: Value, window: Shape, shape: Shape) -> Value:
+        """Repeat along axes of length 1, `window` long where it is not 1, and reshape.
+
+        A product with the result does the repeating in passing, so that it is never laid out in full.
+        """
+        tiled = self.reshape(
+            self.elementwise("Mul", value, self.constant(np.ones([int(str(size)) for size in window], value.dtype))),
+            shape,
+        )
+        self._tiles[tiled.name] = (value, broadcast(value.shape, window))
+        return tiled
+
+    def _times_tile(self, tiled: Value, other: Value) -> Value:
+        value, apart = self._tiles[tiled.name]
+        return self.reshape(self.elementwise("Mul", value, self.reshape(other, apart)), tiled.shape)
+
+    _tiles: dict[str, tuple[Value, Shape]] = field(default_factory=dict)
 
     def reshape(self, value: Value, shape: Shape) -> Value:
         """Reshape; at most one dimension may depend on the micro-batch."""
@@ -340,6 +362,15 @@ class Graph:
         attributes = {"transA": int(transpose_left), "transB": int(transpose_right), **factors}
         inputs = [left, right] if bias is None else [left, right, bias]
         return self.node("Gemm", inputs, [(shape, left.dtype)], {k: v for k, v in attributes.items() if v})[0]
+
+    def plus(self, total: Value, value: Value) -> Value:
+        """A sum; where `value` is a matrix product that nothing else reads, one node makes the product and the sum."""
+        made_by = self.producers.get(value.name)
+        if made_by is None or made_by.op_type != "Gemm" or len(made_by.input) > 2 or total.shape != value.shape:
+            return self.elementwise("Add", total, value)
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in made_by.attribute}
+        inputs = [*(self.values[name] for name in made_by.input), total]
+        return self.node("Gemm", inputs, [(value.shape, value.dtype)], attributes)[0]
 
     def _untransposed(self, value: Value) -> tuple[Value, bool]:
         made_by = self.producers.get(value.name)

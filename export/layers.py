@@ -85,26 +85,51 @@ def _input_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, wind
 
 def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, window: Window, groups: int) -> Value:
     """dL/dW[o, i, k] = sum over rows n and places p of dL/dy[n, o, p] x[n, i, p * stride + k * dilation - padding]."""
-    padding = [0, 0, *window.padding]
-    padded = graph.pad(x, padding, padding)
     out_channels, in_channels = _numbers(weight.shape[:2])
+    padding = [0, 0, *window.padding]
     if in_channels == 1 and groups > 1:
-        return _depthwise_weight_gradient(graph, gradient, padded, weight, window, groups)
-    parts = []
-    for group in range(groups):
-        outs, ins = out_channels // groups, in_channels
-        parts.append(
-            _dense_weight_gradient(
-                graph,
-                graph.slice(gradient, 1, group * outs, (group + 1) * outs),
-                graph.slice(padded, 1, group * ins, (group + 1) * ins),
-                window,
-            )
+        return _depthwise_weight_gradient(graph, gradient, graph.pad(x, padding, padding), weight, window, groups)
+    outs = out_channels // groups
+    places = math.prod(_numbers(gradient.shape[2:]))
+    by_row = outs * in_channels <= _ROW_PRODUCT * places * min(outs, in_channels) and set(window.stride) == {1}
+    dense = _weight_gradient_by_row if by_row else _dense_weight_gradient
+    source = x if by_row else graph.pad(x, padding, padding)
+    parts = [
+        dense(
+            graph,
+            graph.slice(gradient, 1, group * outs, (group + 1) * outs),
+            graph.slice(source, 1, group * in_channels, (group + 1) * in_channels),
+            window,
         )
+        for group in range(groups)
+    ]
     return graph.reshape(graph.concat(parts, 0), weight.shape)
 
 
-def _dense_weight_gradient(graph: Graph, gradient: Value, padded: Value, window: Window) -> Value:
+# A weight gradient of every row is made, to be added up, where it is at most this part of the smaller map.
+_ROW_PRODUCT = 0.5
+
+
+def _weight_gradient_by_row(graph: Graph, gradient: Value, x: Value, window: Window, /) -> Value:
+    """One matrix product per tap and row, (I, P) x (P, O), then the sum over rows: (O, I, taps).
+
+    The map stays as it is and is shifted tap by tap, so that the only copies are one of the gradient and one shift.
+    """
+    outs, ins = _numbers((gradient.shape[1], x.shape[1]))
+    sizes, kept = _numbers(x.shape[2:]), _numbers(gradient.shape[2:])
+    places = math.prod(kept)
+    channel_last = graph.transpose(graph.reshape(gradient, (Rows(1), outs, places)), [0, 2, 1])
+    sums = []
+    for tap in window.taps():
+        before = [padding - offset for padding, offset in zip(window.padding, tap, strict=True)]
+        after = [out - size - first for out, size, first in zip(kept, sizes, before, strict=True)]
+        shifted = graph.reshape(graph.pad(x, [0, 0, *before], [0, 0, *after]), (Rows(1), ins, places))
+        product = graph.node("MatMul", [shifted, channel_last], [((Rows(1), ins, outs), x.dtype)])[0]
+        sums.append(graph.reduce("ReduceSum", product, [0], keep=True))
+    return graph.transpose(graph.concat(sums, 0), [2, 1, 0])
+
+
+def _dense_weight_gradient(graph: Graph, gradient: Value, padded: Value, window: Window, /) -> Value:
     """One matrix product per tap over channel-last maps: (O, N P) x (N P, I) -> (O, I, taps)."""
     outs, ins = _numbers((gradient.shape[1], padded.shape[1]))
     places = math.prod(_numbers(gradient.shape[2:]))
@@ -211,25 +236,34 @@ _ONE_SUM = 8192
 def _instance_norm(graph: Graph, x: Value, grouped: Shape, epsilon: float) -> Value:
     """The same in one kernel and without temporaries, where nothing reads the statistics."""
     (groups,), count = _numbers(grouped[1:2]), grouped[2]
-    inputs = graph.reshape(x, grouped)
     if isinstance(count, int) and count > _ONE_SUM:
-        return graph.reshape(_normalise_in_two(graph, inputs, count, epsilon), x.shape)
+        return _normalise_in_two(graph, x, grouped, epsilon)
+    inputs = graph.reshape(x, grouped)
     scale, shift = graph.constant(np.ones(groups, np.float32)), graph.constant(np.zeros(groups, np.float32))
     y = graph.node("InstanceNormalization", [inputs, scale, shift], [(grouped, x.dtype)], {"epsilon": epsilon})[0]
     return graph.reshape(y, x.shape)
 
 
-def _normalise_in_two(graph: Graph, x: Value, count: int, epsilon: float) -> Value:
-    """(x - mean) / sqrt(var + epsilon) over the last axis, each sum in two steps so that float32 keeps its digits.
+def _normalise_in_two(graph: Graph, x: Value, grouped: Shape, epsilon: float) -> Value:
+    """(x - mean) / sqrt(var + epsilon) over the last axis of x as `grouped`.
 
-    The sum of squares needs no squares in memory; the result may take the place of the centred map.
+    Each sum is made in two steps so that float32 keeps its digits; that of squares needs no squares in memory. Where
+    one group is a whole row, nothing is reshaped at the end: a result that leaves the graph is written in its place.
     """
+    rows, groups, count = grouped[0], *_numbers(grouped[1:])
     inner = max(size for size in range(1, math.isqrt(count) + 1) if count % size == 0)
-    split = graph.reshape(x, (*x.shape[:-1], count // inner, inner))
-    mean = graph.reduce("ReduceMean", graph.reduce("ReduceMean", split, [-1], keep=True), [-2], keep=True)
-    centred = split - mean
-    squares = graph.reduce("ReduceSum", graph.reduce("ReduceSumSquare", centred, [-1], keep=True), [-2], keep=True)
-    scale = graph.elementwise("Reciprocal", (squares * (1.0 / count) + epsilon) ** 0.5)
+    split = (rows, groups, count // inner, inner)
+    whole_rows = groups == 1 and x.shape[0] == rows
+    shape = x.shape if whole_rows else grouped
+    per_group: Shape = (rows, *(1 for _ in x.shape[1:])) if whole_rows else (rows, groups, 1)
+
+    def statistic(first: str, second: str, value: Value) -> Value:
+        summed = graph.reduce(first, graph.reshape(value, split), [-1], keep=True)
+        return graph.reshape(graph.reduce(second, summed, [-2], keep=True), per_group)
+
+    centred = graph.reshape(x, shape) - statistic("ReduceMean", "ReduceMean", x)
+    variance = statistic("ReduceSumSquare", "ReduceSum", centred) * (1.0 / count)
+    scale = graph.elementwise("Reciprocal", (variance + epsilon) ** 0.5)
     return graph.reshape(centred * scale, x.shape)
 
 

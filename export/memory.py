@@ -3,97 +3,166 @@
 A liveness pass over the nodes in the order in which onnxruntime runs them: a tensor lives from the node that makes it
 to its last reader. Graph inputs and outputs are not counted, since the runtime owns their buffers. Views (a reshape,
 say) share the bytes of what they show. No operator is taken to write over its operand: most kernels (all arithmetic
-among them) never do, and the others only where onnxruntime can prove two shapes equal.
+among them) never do, and the others only where onnxruntime can prove two shapes equal. What a kernel takes for itself
+while it runs (`edgeff.export.workspace`) is added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 
 import onnx
-from onnx import TensorProto
 
 from edgeff.export.inplace import VIEWS
-from edgeff.export.ir import Rows, Shape, size_of
-from edgeff.manifest import Line
+from edgeff.export.workspace import Known, workspace
+from edgeff.manifest import HeldTensor, Line, Moment
 
-# Tensors of the output's size that a kernel makes for itself: Where computes both of its choices first.
-_TEMPORARIES = {"Where": 2}
-_DTYPE: dict[int, str] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.INT64: "int64",
-    TensorProto.INT32: "int32",
-    TensorProto.BOOL: "bool",
-    TensorProto.UINT8: "uint8",
-    TensorProto.INT8: "int8",
-    TensorProto.INT16: "int16",
-    TensorProto.UINT16: "uint16",
-}
+# Tensors that are named where a graph holds most: more would say nothing new.
+NAMED_TENSORS = 4
 
 
-def transient_bytes(model: onnx.ModelProto) -> tuple[Line, ...]:
+@dataclass(frozen=True)
+class Tensors:
+    """What the nodes of a graph make, read and need; nodes and tensors go by their number.
+
+    Attributes:
+        operators: Of each node.
+        sources: Of each node, the nodes whose results it reads, ascending.
+        ends: Nodes whose results no node reads.
+        held: The tensors that onnxruntime allocates: name, operator that makes it, bytes.
+        makes: Of each node, tensors it makes.
+        reads: Of each node, tensors it reads, itself or through views.
+        workspace: Of each node, what its kernel takes for itself.
+    """
+
+    operators: tuple[str, ...]
+    sources: tuple[tuple[int, ...], ...]
+    ends: tuple[int, ...]
+    held: tuple[HeldTensor, ...]
+    makes: tuple[tuple[int, ...], ...]
+    reads: tuple[tuple[int, ...], ...]
+    workspace: tuple[Line, ...]
+
+
+def transient(model: onnx.ModelProto) -> tuple[Moment, ...]:
     """Upper envelope, over the nodes of a graph, of the bytes alive while each runs.
 
     Args:
         model: With `value_info` for its inner tensors; a dimension is a number, `N` or `<k>*N`.
 
     Returns:
-        The lines that no other line is above of for every micro-batch, steepest last; empty when nothing is held.
+        The moments that no other is above of for every micro-batch, steepest last, each with its largest tensors; empty
+        when nothing is held.
     """
-    nodes = run_order(model.graph.node)
-    inner = {value.name: size_of(*_described(value)) for value in model.graph.value_info}
-    sizes = inner | {value.name: size_of(*_described(value)) for value in model.graph.output}
+    tensors = tensors_of(model)
+    return envelope(moments(tensors, run_order(tensors.sources, tensors.ends)))
+
+
+def tensors_of(model: onnx.ModelProto) -> Tensors:
+    """Read a model's nodes and the sizes of its tensors."""
+    nodes = list(model.graph.node)
+    known = Known(model)
+    inner = [value.name for value in model.graph.value_info]
     owner = _owners(nodes)
-    last_read = {owner.get(name, name): index for index, node in enumerate(nodes) for name in node.input}
-    alive: dict[str, Line] = {}
-    moments = []
-    for index, node in enumerate(nodes):
-        alive |= {name: inner[name] for name in node.output if name in inner and owner.get(name, name) == name}
-        own = [sizes[name] for name in node.output if name in sizes] * _TEMPORARIES.get(node.op_type, 0)
-        moments.append(_sum([*alive.values(), *own]))
-        for name in [name for name in alive if last_read.get(name, -1) <= index]:
-            del alive[name]
-    return envelope(moments)
+    operator = {name: node.op_type for node in nodes for name in node.output}
+    own = {name: number for number, name in enumerate(name for name in inner if owner.get(name, name) == name)}
+    made_by = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    sources = [tuple(sorted({made_by[name] for name in node.input if name in made_by})) for node in nodes]
+    read = {source for several in sources for source in several}
+    seen = [{owner.get(name, name) for name in node.input} for node in nodes]
+    return Tensors(
+        operators=tuple(node.op_type for node in nodes),
+        sources=tuple(sources),
+        ends=tuple(index for index in range(len(nodes)) if index not in read),
+        held=tuple(HeldTensor(name, operator[name], *astuple(known.line(name))) for name in own),
+        makes=tuple(tuple(own[name] for name in node.output if name in own) for node in nodes),
+        reads=tuple(tuple(sorted(own[name] for name in names if name in own)) for names in seen),
+        workspace=tuple(workspace(node, known) for node in nodes),
+    )
 
 
-def run_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+def moments(tensors: Tensors, order: Sequence[int]) -> Iterator[Moment]:
+    """What is alive while each node runs, in an order."""
+    for index, alive in zip(order, _alive(tensors, order), strict=True):
+        held = [tensors.held[number] for number in alive]
+        own = tensors.workspace[index]
+        if own.at(1):
+            held.append(HeldTensor("workspace", tensors.operators[index], own.fixed_bytes, own.row_bytes))
+        total = Line(sum(one.fixed_bytes for one in held), sum(one.row_bytes for one in held))
+        held.sort(key=lambda one: (-one.at(8), one.name))
+        yield Moment(total.fixed_bytes, total.row_bytes, tuple(one for one in held[:NAMED_TENSORS] if one.at(1)))
+
+
+def bytes_alive(tensors: Tensors, order: Sequence[int], rows: int) -> list[int]:
+    """Bytes alive while each node runs, in an order, at a micro-batch of `rows`."""
+    sizes = [one.at(rows) for one in tensors.held]
+    own = [line.at(rows) for line in tensors.workspace]
+    last = _last_reads(tensors, order)
+    total, found = 0, []
+    for position, node in enumerate(order):
+        total += sum(sizes[number] for number in tensors.makes[node])
+        found.append(total + own[node])
+        total -= sum(sizes[number] for number in last[position])
+    return found
+
+
+def _alive(tensors: Tensors, order: Sequence[int]) -> Iterator[list[int]]:
+    last = _last_reads(tensors, order)
+    alive: dict[int, None] = {}
+    for position, node in enumerate(order):
+        alive |= dict.fromkeys(tensors.makes[node])
+        yield list(alive)
+        for number in last[position]:
+            del alive[number]
+
+
+def _last_reads(tensors: Tensors, order: Sequence[int]) -> list[list[int]]:
+    """The tensors that nobody needs after each position of an order."""
+    last: dict[int, int] = {}
+    for position, node in enumerate(order):
+        for number in (*tensors.makes[node], *tensors.reads[node]):
+            last[number] = position
+    ending: list[list[int]] = [[] for _ in order]
+    for number, position in last.items():
+        ending[position].append(number)
+    return ending
+
+
+def run_order(sources: Sequence[Sequence[int]], ends: Iterable[int]) -> list[int]:
     """The nodes in the order in which onnxruntime (1.17 to 1.32) runs them one by one.
 
     It goes against the arrows, depth first, from the nodes whose results no node reads. Of several it always takes the
     one that stands last in the file. Its own optimisations may merge nodes first, which moves little.
+
+    Args:
+        sources: Of each node, the nodes it reads from, ascending.
+        ends: The nodes to begin with, ascending.
     """
-    made_by = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    sources = [sorted({made_by[name] for name in node.input if name in made_by}) for node in nodes]
-    read = {source for own in sources for source in own}
-    ends = [index for index in range(len(nodes)) if index not in read]
-    return [nodes[index] for index in _depth_first(sources, ends)]
-
-
-def _depth_first(sources: Sequence[Sequence[int]], ends: Iterable[int]) -> Iterator[int]:
-    """Each number after its sources."""
     seen: set[int] = set()
+    order: list[int] = []
     todo = [(index, False) for index in ends]
     while todo:
         index, sources_done = todo.pop()
         if sources_done:
-            yield index
+            order.append(index)
         elif index not in seen:
             seen.add(index)
             todo.append((index, True))
-            todo.extend((source, False) for source in sources[index])
+            todo.extend((source, False) for source in sources[index] if source not in seen)
+    return order
 
 
-def envelope(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """The lines that no other line is at least as large as for every number of rows from 1 on.
+def envelope(found: Iterable[Moment]) -> tuple[Moment, ...]:
+    """The moments that no other is at least as large as for every number of rows from 1 on.
 
-    >>> envelope([Line(10, 1), Line(0, 2), Line(5, 1)])
-    (Line(fixed_bytes=10, row_bytes=1), Line(fixed_bytes=0, row_bytes=2))
+    >>> [line.row_bytes for line in envelope([Moment(10, 1), Moment(0, 2), Moment(5, 1)])]
+    [1, 2]
     """
-    kept: list[Line] = []
-    for line in sorted({line for line in lines if line.at(1)}, key=lambda line: (-line.at(1), -line.row_bytes)):
-        if not kept or line.row_bytes > kept[-1].row_bytes:
-            kept.append(line)
+    kept: list[Moment] = []
+    for moment in sorted((one for one in found if one.at(1)), key=lambda one: (-one.at(1), -one.row_bytes)):
+        if not kept or moment.row_bytes > kept[-1].row_bytes:
+            kept.append(moment)
     return tuple(kept)
 
 
@@ -104,19 +173,3 @@ def _owners(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:
         if node.op_type in VIEWS:
             owner[node.output[0]] = owner.get(node.input[0], node.input[0])
     return owner
-
-
-def _sum(lines: Sequence[Line]) -> Line:
-    return Line(sum(line.fixed_bytes for line in lines), sum(line.row_bytes for line in lines))
-
-
-def _described(value: onnx.ValueInfoProto) -> tuple[Shape, str]:
-    tensor = value.type.tensor_type
-    return tuple(_dim(dim) for dim in tensor.shape.dim), _DTYPE[tensor.elem_type]
-
-
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | Rows:
-    if not dim.dim_param:
-        return int(dim.dim_value)
-    factor, _, _ = dim.dim_param.rpartition("*")
-    return Rows(int(factor or 1))

@@ -161,9 +161,8 @@ def _spread(graph: Graph, gradient: Value, shape: Shape, kernel: Sequence[int]) 
     rows, channels, height, width = gradient.shape
     if kernel == [1, 1]:
         return gradient
-    share = np.full((kernel[0], 1, kernel[1]), 1.0 / math.prod(kernel), gradient.dtype)
-    apart = graph.reshape(gradient, (rows, channels, height, 1, width, 1))
-    return graph.reshape(graph.elementwise("Mul", apart, graph.constant(share)), shape)
+    apart = graph.reshape(gradient * (1.0 / math.prod(kernel)), (rows, channels, height, 1, width, 1))
+    return graph.tile(apart, (kernel[0], 1, kernel[1]), shape)
 
 
 def _matrix_pool(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from edgeff import __version__
 from edgeff.artifact import write_artifact
 from edgeff.errors import ExportError
 from edgeff.export.check import MICRO_BATCHES, TOLERANCE, check_block
+from edgeff.export.cost import traffic_of, work_of
 from edgeff.export.graphs import BlockGraphs, compile_block
 from edgeff.export.inference import inference_model
-from edgeff.export.memory import transient_bytes
+from edgeff.export.memory import transient
 from edgeff.manifest import (
     BlockSpec,
     CheckResults,
@@ -111,6 +112,7 @@ def export_network(
     files: dict[str, bytes | Path] = {WEIGHTS: save(weights), INFERENCE: inference.content}
     for part in compiled:
         files |= part.files
+    compiled = _once(compiled, files)
     if replay is not None:
         files[REPLAY] = save({"x": np.ascontiguousarray(replay[0]), "y": replay[1].astype(np.int64)})
     manifest = Manifest(
@@ -132,6 +134,26 @@ def export_network(
         metadata=dict(settings.metadata),
     )
     return write_artifact(manifest, files, out)
+
+
+def _once(compiled: Sequence[_Compiled], files: dict[str, bytes | Path]) -> list[_Compiled]:
+    """Keep one file of those with the same bytes, that of the first block, and name it in the others."""
+    first: dict[bytes | Path, str] = {}
+    kept: dict[str, str] = {}
+    for path in [path for part in compiled for path in part.files]:
+        kept[path] = first.setdefault(files[path], path)
+        if kept[path] != path:
+            del files[path]
+    return [
+        replace(
+            part,
+            spec=replace(
+                part.spec,
+                graphs={kind: replace(graph, file=kept[graph.file]) for kind, graph in part.spec.graphs.items()},
+            ),
+        )
+        for part in compiled
+    ]
 
 
 def check_locality(blocks: Sequence[nn.Module]) -> None:
@@ -191,7 +213,9 @@ def _graph_spec(model: onnx.ModelProto, file: str) -> GraphSpec:
         inputs=tuple(value.name for value in model.graph.input),
         outputs=tuple(value.name for value in model.graph.output),
         nodes=len(model.graph.node),
-        transient=transient_bytes(model),
+        transient=transient(model),
+        work=work_of(model),
+        traffic=traffic_of(model),
     )
 
 

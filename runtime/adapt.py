@@ -18,20 +18,24 @@ from typing import Any
 from edgeff import __version__
 from edgeff.artifact import Artifact
 from edgeff.dataset import Dataset
-from edgeff.errors import RunError
+from edgeff.errors import BudgetError, RunError
 from edgeff.manifest import Manifest
 from edgeff.runtime.allocator import AllocatorMode, return_free_memory
+from edgeff.runtime.block_meter import BlockMeter
 from edgeff.runtime.checkpoint import Checkpoint, RunFolder
 from edgeff.runtime.engine import Engine
 from edgeff.runtime.evaluate import Evaluation, evaluate
-from edgeff.runtime.events import Event, Finished, GuardResult, Notice, Stopped
+from edgeff.runtime.events import Event, Finished, GuardResult, Notice, Replanned, Stopped
 from edgeff.runtime.guard import best_epoch
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import RunRows, prepare_rows
-from edgeff.runtime.network import Network, check_block_names, open_network
-from edgeff.runtime.plan import Plan, plan
+from edgeff.runtime.network import Network, check_block_names, open_network, open_on_disk
+from edgeff.runtime.plan import Plan, Request
 from edgeff.runtime.settings import AdaptSettings
-from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.stage_inputs import StageInputs
+from edgeff.runtime.store import BlockFiles
+from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.watch import Change, Watch
 
 RUN_FORMAT = "edgeff-run-on-device"
 
@@ -44,21 +48,26 @@ class Adaptation:
         artifact: What is adapted.
         dataset: The user's rows.
         settings: Of the run.
+        request: What the plan was made for.
         plan: Made for them.
         engine: What runs the graphs.
         folder: The run's files.
         meter: Measures memory, if wanted.
         allocator: How the C allocator was set, for the result.
+        asked_budget: A new budget in bytes over the floor, or None while nothing changed; asked after every update.
+            Raises ValueError where what was asked is not understood.
     """
 
     artifact: Artifact
     dataset: Dataset
     settings: AdaptSettings
+    request: Request
     plan: Plan
     engine: Engine
     folder: RunFolder
     meter: Meter | None = None
     allocator: AllocatorMode | None = None
+    asked_budget: Callable[[], int | None] = lambda: None
 
     def run(self, *, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Adapt.
@@ -72,6 +81,7 @@ class Adaptation:
 
         Raises:
             RunError: The folder is in use, its run is of something else, or a loss is not finite.
+            BudgetError: The budget cannot be kept, or nothing fits into a new one; a checkpoint is written before.
             DataError: The rows cannot be split or read.
             EngineError: A graph cannot be run.
         """
@@ -84,7 +94,8 @@ class Adaptation:
         rows = prepare_rows(self.artifact, self.dataset, self.settings)
         if not resume:
             self.folder.create(self._facts())
-        yield from _Run(self, rows, stop).events()
+        kind = StageRun if self.plan.schedule == "stage" else SweepRun
+        yield from kind(self, rows, stop).events()
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -121,113 +132,119 @@ class Adaptation:
                 )
 
 
-def plan_adaptation(
-    manifest: Manifest, settings: AdaptSettings, rows: int, *, budget_bytes: int | None, threads: int = 1
-) -> Plan:
-    """The plan of a run on `rows` rows of the user's.
+def adaptation_request(
+    manifest: Manifest, settings: AdaptSettings, rows: int, *, budget_bytes: int | None, **more: Any
+) -> Request:
+    """What a run on `rows` rows of the user's asks of the planner; `more` are other attributes of the request.
 
     Raises:
-        BudgetError: It does not fit into the budget.
         RunError: The settings name an unknown block.
+        BudgetError: The budget holds nothing.
     """
     if settings.blocks is not None:
         check_block_names(manifest, settings.blocks)
     replay = manifest.replay.rows if manifest.replay and settings.replay_fraction else 0
-    # Labels are held for all rows, with their joined copy and one order; raw rows for the replay ones alone.
-    row_bytes = replay * manifest.input.nbytes + 3 * 8 * (rows + replay)
-    return plan(
-        manifest,
-        budget_bytes=budget_bytes,
+    return Request(
         batch_size=settings.batch_size,
+        budget_bytes=budget_bytes,
         trained=settings.blocks,
-        row_bytes=row_bytes,
-        threads=threads,
+        rows=rows + replay,
+        # Labels are held for all rows, with their joined copy and one order; raw rows for the replay ones alone.
+        row_bytes=replay * manifest.input.nbytes + 3 * 8 * (rows + replay),
+        **more,
     )
 
 
 class _Run:
-    """A run that has begun."""
+    """A run that has begun: what both schedules have in common."""
 
     def __init__(self, run: Adaptation, rows: RunRows, stop: Callable[[], bool]) -> None:
         self._run = run
         self._rows = rows
         self._stop = stop
+        self._plan = run.plan
         self._history: list[Evaluation] = []
         self._began = time.perf_counter()
-        manifest = run.artifact.manifest
-        names = [block.name for block in manifest.blocks]
-        self._network: Network = open_network(
-            run.artifact,
-            run.engine,
-            trained=names if run.settings.blocks is None else run.settings.blocks,
-            accumulate=run.plan.micro_batch < run.plan.batch_size,
-        )
-        order = rows.training.order
-        self._trainer = Trainer(
-            self._network,
-            run.plan,
-            rows=rows.training,
-            learning_rate=LearningRate(
-                run.settings.learning_rate,
-                run.settings.schedule,
-                steps=run.settings.epochs * order.batches_per_epoch,
-            ),
-            seed=run.settings.seed,
-            meter=run.meter,
+        self._watch = Watch(run.artifact.manifest, run.request, run.meter, run.asked_budget)
+        self._block_meter = BlockMeter(run.meter) if run.meter else None
+
+    def _trainer(self, network: Network, rows: TrainingRows, only: int | None = None) -> Trainer:
+        settings = self._run.settings
+        steps = settings.epochs * rows.order.batches_per_epoch
+        return Trainer(
+            network,
+            self._plan,
+            rows=rows,
+            learning_rate=LearningRate(settings.learning_rate, settings.lr_schedule, steps=steps),
+            seed=settings.seed,
+            meter=self._run.meter,
+            block_meter=self._block_meter,
+            only=only,
         )
 
-    def events(self) -> Iterator[Event]:
-        loaded, warnings = self._run.folder.load_checkpoint(self._network)
-        yield from (Notice(text) for text in warnings)
-        position = loaded.position if loaded else Position()
-        self._history = [_evaluation_from(values) for values in loaded.guard["history"]] if loaded else []
-        if not loaded:
-            yield from self._judge(0)
-        while position.epoch <= self._run.settings.epochs:
-            stopped, position = yield from self._epoch(position)
-            if stopped:
-                yield Stopped(position)
-                return
-        yield Finished(self._finish())
+    def _epoch(self, trainer: Trainer, start: Position) -> Generator[Event, None, tuple[bool, Position]]:
+        """Train to the end of an epoch; returns whether to stop, and the position, which is saved then."""
+        position, done = start, False
+        while not done:
+            change: Change | None = None
+            for progress in trainer.epoch(position):
+                yield progress
+                position = progress.position
+                done = position.batch == progress.batches
+                if done:
+                    continue  # the guard comes before the checkpoint; let the trainer unload its graphs
+                if self._stop():
+                    self._save(trainer.network, position)
+                    return True, position
+                self._save_now_and_then(trainer.network, position)
+                change = yield from self._look(trainer.network, position)
+                if change:
+                    break
+            if change:
+                self._plan = change.plan
+                return_free_memory()
+                trainer.change_plan(change.plan)
+                yield Replanned(change.plan, change.reason)
+        return False, position
 
-    def _epoch(self, start: Position) -> Generator[Event, None, tuple[bool, Position]]:
-        """Train to the end of an epoch and judge it; returns whether to stop, and the position saved."""
-        every = self._run.settings.checkpoint_steps
-        position = start
-        for progress in self._trainer.epoch(start):
-            yield progress
-            position = progress.position
-            if position.batch == progress.batches:
-                continue  # the guard comes before the checkpoint; let the trainer unload its graphs
-            if self._stop():
-                self._save(position)
-                return True, position
-            if every and position.step % every == 0:
-                self._save(position)
-        yield from self._judge(start.epoch)
-        position = Position(epoch=start.epoch + 1, batch=0, step=position.step)
-        self._save(position)
-        return position.epoch <= self._run.settings.epochs and self._stop(), position
+    def _look(self, network: Network, position: Position) -> Generator[Event, None, Change | None]:
+        try:
+            return self._watch.look(self._plan)
+        except ValueError as error:
+            yield Notice(str(error))
+        except BudgetError:
+            self._save(network, position)
+            raise
+        return None
 
-    def _judge(self, epoch: int) -> Iterator[Event]:
+    def _judge(self, network: Network, epoch: int) -> Iterator[Event]:
         """Evaluate the guard and keep the weights if they are the best so far."""
         guard = self._rows.guard
         if not len(guard):
-            self._run.folder.write_best(self._network, epoch)
+            self._run.folder.write_best(network, epoch)
             return
         return_free_memory()  # the training graphs are gone: let their place serve the others
-        evaluation = evaluate(self._network, guard.x, guard.y, micro_batch=self._run.plan.micro_batch)
+        evaluation = evaluate(network, guard.x, guard.y, micro_batch=self._plan.evaluation_rows)
         return_free_memory()
         self._history.append(evaluation)
         best = self._best(epoch)
         if best == epoch:
-            self._run.folder.write_best(self._network, epoch)
+            self._run.folder.write_best(network, epoch)
         yield GuardResult(epoch, evaluation, best)
 
     def _best(self, epoch: int) -> int:
         return best_epoch([evaluation.accuracy for evaluation in self._history]) if self._history else epoch
 
-    def _save(self, position: Position) -> None:
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint:
+            self._history = [_evaluation_from(values) for values in checkpoint.guard["history"]]
+
+    def _save_now_and_then(self, network: Network, position: Position) -> None:
+        every = self._run.settings.checkpoint_steps
+        if every and position.step % every == 0:
+            self._save(network, position)
+
+    def _save(self, network: Network, position: Position) -> None:
         checkpoint = Checkpoint(
             manifest_sha256=self._run.artifact.manifest_sha256,
             position=position,
@@ -235,14 +252,15 @@ class _Run:
             # Without times: the files of a resumed run are the same, byte for byte, as those of one that was not.
             guard={"history": [_without_times(evaluation) for evaluation in self._history]},
         )
-        self._run.folder.write_checkpoint(self._network, checkpoint)
+        self._run.folder.write_checkpoint(network, checkpoint)
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, judged: int) -> dict[str, Any]:
         run = self._run
         order = self._rows.training.order
         result = {
             "edgeff_version": __version__,
-            "best_epoch": self._best(run.settings.epochs),
+            "schedule": self._plan.schedule,
+            "best_epoch": self._best(judged),
             "epochs": run.settings.epochs,
             "guard": [dataclasses.asdict(evaluation) for evaluation in self._history],
             "rows": {
@@ -256,11 +274,130 @@ class _Run:
             "threads": run.engine.threads,
             "allocator": run.allocator.name if run.allocator else None,
             "planned_bytes": run.plan.planned_bytes,
-            "plan": dataclasses.asdict(run.plan),
+            "plan": dataclasses.asdict(self._plan),
+            "blocks": self._measured_blocks(),
             "measured": _measured(run.meter),
         }
         run.folder.write_result(result)
         return result
+
+    def _measured_blocks(self) -> list[dict[str, Any]]:
+        """What each block took: its arrays, which are what they are, and by how much its runs raised the peak."""
+        rises = self._block_meter.rises if self._block_meter else {}
+        return [
+            {
+                "block": part.block,
+                "planned_bytes": part.planned_bytes - part.session_bytes,
+                "measured_bytes": part.resident_bytes + rises[number] if number in rises else None,
+                "budget_bytes": part.budget_bytes,
+            }
+            for number, part in enumerate(self._plan.blocks)
+            if part.graphs
+        ]
+
+
+class SweepRun(_Run):
+    """Every batch passes all blocks."""
+
+    def events(self) -> Iterator[Event]:
+        """See `Adaptation.run`."""
+        run, manifest = self._run, self._run.artifact.manifest
+        names = [block.name for block in manifest.blocks]
+        network = open_network(
+            run.artifact,
+            run.engine,
+            trained=names if run.settings.blocks is None else run.settings.blocks,
+            accumulate=any("accumulate" in part.graphs for part in self._plan.blocks),
+        )
+        loaded, warnings = run.folder.load_checkpoint(network)
+        yield from (Notice(text) for text in warnings)
+        self._restore(loaded)
+        position = loaded.position if loaded else Position()
+        if not loaded:
+            yield from self._judge(network, 0)
+        trainer = self._trainer(network, self._rows.training)
+        while position.epoch <= run.settings.epochs:
+            stopped, position = yield from self._epoch(trainer, position)
+            if not stopped:
+                yield from self._judge(network, position.epoch)
+                position = Position(epoch=position.epoch + 1, batch=0, step=position.step)
+                self._save(network, position)
+                stopped = position.epoch <= run.settings.epochs and self._stop()
+            if stopped:
+                yield Stopped(position)
+                return
+        yield Finished(self._finish(run.settings.epochs))
+
+
+class StageRun(_Run):
+    """One block after another, each for all epochs, with only it in memory."""
+
+    def __init__(self, run: Adaptation, rows: RunRows, stop: Callable[[], bool]) -> None:
+        super().__init__(run, rows, stop)
+        self._files = BlockFiles(run.folder.path, run.artifact)
+        self._blocks = [number for number, part in enumerate(run.plan.blocks) if part.trained]
+
+    def events(self) -> Iterator[Event]:
+        """See `Adaptation.run`."""
+        run = self._run
+        on_disk = open_on_disk(run.artifact, run.engine, self._files)
+        loaded, warnings = run.folder.load_checkpoint(on_disk)
+        yield from (Notice(text) for text in warnings)
+        self._restore(loaded)
+        position = loaded.position if loaded else Position()
+        if not loaded:
+            yield from self._judge(on_disk, 0)
+        inputs = StageInputs(run.folder.path, run.artifact, self._files, self._plan, self._facts())
+        while position.stage < len(self._blocks):
+            stopped, position = yield from self._stage(on_disk, inputs, position)
+            if stopped:
+                yield Stopped(position)
+                return
+        inputs.remove_all()
+        yield Finished(self._finish(len(self._blocks)))
+
+    def _stage(
+        self, on_disk: Network, inputs: StageInputs, position: Position
+    ) -> Generator[Event, None, tuple[bool, Position]]:
+        """Train one block to its end; returns whether to stop, and the position, which is saved."""
+        block = self._blocks[position.stage]
+        begins = position == Position(stage=position.stage)
+        if begins:
+            self._files.forget(on_disk.manifest.blocks[block])
+        rows = yield from self._inputs(on_disk, inputs, block)
+        network = on_disk.holding(block, accumulate="accumulate" in self._plan.blocks[block].graphs)
+        if not begins:
+            self._run.folder.load_checkpoint(network)
+        trainer = self._trainer(network, rows, only=block)
+        while position.epoch <= self._run.settings.epochs:
+            stopped, position = yield from self._epoch(trainer, position)
+            if stopped:
+                return True, position
+            position = Position(position.epoch + 1, 0, position.step, position.stage)
+            if position.epoch <= self._run.settings.epochs:
+                self._save(trainer.network, position)
+                if self._stop():
+                    return True, position
+        memory = trainer.network.memory(block)
+        self._files.write(memory)
+        del trainer, network, memory
+        position = Position(stage=position.stage + 1)
+        yield from self._judge(on_disk, position.stage)
+        self._save(on_disk, position)
+        return position.stage < len(self._blocks) and self._stop(), position
+
+    def _inputs(self, on_disk: Network, inputs: StageInputs, block: int) -> Generator[Event, None, TrainingRows]:
+        """What goes into a block; written to a file first where that is planned and there is room."""
+        rows = self._rows.training
+        notices = inputs.prepare(on_disk, rows.x, block)
+        yield from (Notice(text) for text in notices)
+        return_free_memory()
+        return TrainingRows(inputs.of(on_disk, rows.x, block), rows.y, rows.order)
+
+    def _facts(self) -> str:
+        """Which rows these are."""
+        labels = hashlib.sha256(self._rows.training.y.tobytes()).hexdigest()
+        return f"{self._run.dataset.name} {labels} {len(self._rows.training.y)} {self._run.settings.guard_fraction}"
 
 
 def _measured(meter: Meter | None) -> dict[str, Any] | None:

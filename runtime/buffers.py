@@ -1,4 +1,4 @@
-"""The arrays that pass through the blocks: one set, made for the largest micro-batch and used for every smaller one."""
+"""The arrays that pass through the blocks: one set, made for the most rows at once and used for every part of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Buffers:
     """Preallocated arrays for up to `rows` rows.
 
     Attributes:
-        rows: The largest micro-batch.
-        features: (rows, *features) what the first block takes.
+        rows: The most rows that go from block to block at once.
+        first: Block that they are for, and those after it.
+        features: (rows, *input) what that block takes.
         handovers: Two stretches of bytes: a block reads from one and hands over into the other.
         y: (rows,) int64.
         row_weight: (rows,) float32.
@@ -27,6 +28,7 @@ class Buffers:
     """
 
     rows: int
+    first: int
     features: Array
     handovers: tuple[Array, Array]
     y: Array
@@ -34,24 +36,30 @@ class Buffers:
     log_probabilities: Array
     scalars: Mapping[str, Array]
 
-    def bound_for(self, rows: int, block: int, manifest: Manifest) -> dict[str, Array]:
-        """The arrays that the graphs of a block take, for a micro-batch of `rows`."""
+    def bound_for(self, block: int, start: int, stop: int, manifest: Manifest) -> dict[str, Array]:
+        """The arrays that the graphs of a block take, for the rows from `start` to `stop`."""
         spec = manifest.blocks[block]
+        taken = self.features if block == self.first else self._handover(block - 1, spec.input)
         found = {
-            "x": self.features[:rows] if block == 0 else self._handover(block - 1, rows, spec.input),
-            "y": self.y[:rows],
-            "row_weight": self.row_weight[:rows],
-            "log_probabilities": self.log_probabilities[:rows],
+            "x": taken[start:stop],
+            "y": self.y[start:stop],
+            "row_weight": self.row_weight[start:stop],
+            "log_probabilities": self.log_probabilities[start:stop],
             **self.scalars,
         }
         if spec.handover is not None:
-            found["handover"] = self._handover(block, rows, spec.handover)
+            found["handover"] = self.handover(block, manifest)[start:stop]
         return found
 
-    def _handover(self, block: int, rows: int, spec: TensorSpec) -> Array:
-        """The rows that a block hands over."""
-        used = self.handovers[block % 2][: rows * spec.nbytes]
-        return used.view(spec.dtype).reshape(rows, *spec.shape)
+    def handover(self, block: int, manifest: Manifest) -> Array:
+        """(rows, *handover) what a block hands over, for as many rows as there can be."""
+        spec = manifest.blocks[block].handover
+        assert spec is not None
+        return self._handover(block, spec)
+
+    def _handover(self, block: int, spec: TensorSpec) -> Array:
+        used = self.handovers[block % 2][: self.rows * spec.nbytes]
+        return used.view(spec.dtype).reshape(self.rows, *spec.shape)
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Write the scalars of a step."""
@@ -59,21 +67,27 @@ class Buffers:
             self.scalars[f"rate.{name}"][...] = value
 
 
-def allocate_buffers(manifest: Manifest, rows: int, rates: Mapping[str, float]) -> Buffers:
-    """Buffers for the blocks of a manifest.
+def allocate_buffers(
+    manifest: Manifest, rows: int, rates: Mapping[str, float], *, first: int = 0, last: int | None = None
+) -> Buffers:
+    """Buffers for some consecutive blocks of a manifest.
 
     Args:
         manifest: Gives all shapes.
-        rows: The largest micro-batch.
+        rows: The most rows that go from block to block at once.
         rates: Names (and first values) of the optimiser's scalars.
+        first: Block to begin with.
+        last: Block to end with; None for the last there is.
     """
     scalars: dict[str, Array] = {f"rate.{name}": np.array(value, np.float32) for name, value in rates.items()}
     scalars |= {"loss": np.zeros((), np.float32), "seed": np.zeros((), np.int64)}
-    first, second = handover_bytes(manifest, rows)
+    even, odd = _handover_bytes(manifest, rows, first, last)
+    taken = manifest.blocks[first].input
     return Buffers(
         rows=rows,
-        features=np.zeros((rows, *manifest.features.shape), manifest.features.dtype),
-        handovers=(np.zeros(first, np.uint8), np.zeros(second, np.uint8)),
+        first=first,
+        features=np.zeros((rows, *taken.shape), taken.dtype),
+        handovers=(np.zeros(even, np.uint8), np.zeros(odd, np.uint8)),
         y=np.zeros(rows, np.int64),
         row_weight=np.zeros(rows, np.float32),
         log_probabilities=np.zeros((rows, len(manifest.classes)), np.float32),
@@ -81,18 +95,31 @@ def allocate_buffers(manifest: Manifest, rows: int, rates: Mapping[str, float]) 
     )
 
 
-def handover_bytes(manifest: Manifest, rows: int) -> tuple[int, int]:
+def _handover_bytes(manifest: Manifest, rows: int, first: int, last: int | None) -> tuple[int, int]:
     """Bytes of the two hand-over buffers: blocks with an even number write the first, the others the second."""
-    sizes = [block.handover.nbytes if block.handover else 0 for block in manifest.blocks]
-    return rows * max(sizes[0::2], default=0), rows * max(sizes[1::2], default=0)
+    stop = len(manifest.blocks) if last is None else last + 1
+    sizes = [(index, block.handover.nbytes) for index, block in enumerate(manifest.blocks[:stop]) if block.handover]
+    even, odd = (max((size for i, size in sizes if i >= first and i % 2 == which), default=0) for which in (0, 1))
+    return rows * even, rows * odd
 
 
-def buffer_bytes(manifest: Manifest, rows: int) -> int:
-    """Bytes that `allocate_buffers` takes, and that a micro-batch takes on its way into them.
+def buffer_bytes(manifest: Manifest, rows: int, *, first: int = 0, last: int | None = None) -> int:
+    """Bytes that `allocate_buffers` takes, and that rows take on their way into them.
 
-    For a moment a micro-batch is there four times: as raw rows, as these in float32 (two arrays while a step writes one
-    from the other), and as features in their buffer.
+    For a moment raw rows are there four times: as they are, in float32 (two arrays while a step writes one from the
+    other), and as features in their buffer. What a block hands over comes from a file or another chain, in one array
+    more.
     """
-    widest = max(manifest.features.nbytes, 4 * math.prod(manifest.input.shape))
-    per_row = manifest.input.nbytes + 2 * widest + manifest.features.nbytes + 4 * len(manifest.classes) + 8 + 4
-    return rows * per_row + sum(handover_bytes(manifest, rows))
+    taken = manifest.blocks[first].input.nbytes
+    if first == 0:
+        widest = max(manifest.features.nbytes, 4 * math.prod(manifest.input.shape))
+        incoming = manifest.input.nbytes + 2 * widest
+    else:
+        incoming = taken
+    per_row = incoming + taken + 4 * len(manifest.classes) + 8 + 4
+    return rows * per_row + sum(_handover_bytes(manifest, rows, first, last))
+
+
+def prefix_bytes(manifest: Manifest, rows: int, stop: int) -> int:
+    """Bytes of the buffers of the blocks before `stop`, when rows are run through them."""
+    return buffer_bytes(manifest, rows, last=stop - 1)

@@ -1,13 +1,16 @@
 """The files of a run: made once, replaced whole, and enough to go on after a power cut as if it had not happened.
 
-run.json                what the run began with
-checkpoint.safetensors  weights, optimiser state and position; the one before it is previous.safetensors
-best.safetensors        the weights the guard chose so far
-result.json             written last: a run that has it is finished
+run.json                  what the run began with
+checkpoint.safetensors    weights and optimiser state of what is trained, and position; previous.safetensors before it
+block.<name>.safetensors  weights of a block that is finished (schedule `stage`)
+features.<name>.*         what goes into a block that is being trained (schedule `stage`)
+best.safetensors          the weights the guard chose so far
+result.json               written last: a run that has it is finished
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -119,14 +122,14 @@ class RunFolder:
         """
         newest = self.path / CHECKPOINT
         with atomic_file(newest) as stream:
-            write_tensors(stream, {**network.weights(), **network.state()}, _checkpoint_facts(checkpoint))
+            write_tensors(stream, network.resident(), _checkpoint_facts(checkpoint))
             sync_stream(stream)
             # Only now, with the new one safe on the disk: at every moment one of the two is whole.
             if newest.exists():
                 os.replace(newest, self.path / PREVIOUS)
 
     def load_checkpoint(self, network: Network) -> tuple[Checkpoint | None, list[str]]:
-        """Fill a network from the newest checkpoint that is whole.
+        """Find the newest checkpoint that is whole, and fill what a network has in memory from it.
 
         Returns:
             The checkpoint, None when none was written yet; and warnings about one that had to be passed over.
@@ -145,7 +148,7 @@ class RunFolder:
                 warnings.append(f"{error}; the checkpoint before it is used")
                 continue
             _check_same_artifact(checkpoint.manifest_sha256, network, path)
-            read_tensors_into(path, {**network.weights(), **network.state()})
+            read_tensors_into(path, network.resident())
             return checkpoint, warnings
         if warnings:
             raise RunError(
@@ -178,7 +181,7 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": _CHECKPOINT_FORMAT,
         "version": FORMAT_VERSION,
         "manifest_sha256": checkpoint.manifest_sha256,
-        "position": {"epoch": position.epoch, "batch": position.batch, "step": position.step},
+        "position": dataclasses.asdict(position),
         "settings": dict(checkpoint.settings),
         "guard": dict(checkpoint.guard),
     }

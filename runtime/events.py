@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeff.runtime.evaluate import Evaluation
+from edgeff.runtime.plan import Plan
 from edgeff.runtime.trainer import Position, Progress
 
 
@@ -19,10 +20,10 @@ class Notice:
 
 @dataclass(frozen=True)
 class GuardResult:
-    """What the guard rows say of an epoch.
+    """What the guard rows say of the weights after an epoch; with schedule `stage`, after a block is finished.
 
     Attributes:
-        epoch: 0 before training.
+        epoch: 0 before training; counts finished blocks with schedule `stage`.
         evaluation: On the guard rows.
         best_epoch: So far.
     """
@@ -30,6 +31,19 @@ class GuardResult:
     epoch: int
     evaluation: Evaluation
     best_epoch: int
+
+
+@dataclass(frozen=True)
+class Replanned:
+    """The run goes on by another plan.
+
+    Attributes:
+        plan: The new one.
+        reason: Why.
+    """
+
+    plan: Plan
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -50,4 +64,4 @@ class Finished:
     result: Mapping[str, Any]
 
 
-Event = Notice | Progress | GuardResult | Stopped | Finished
+Event = Notice | Progress | GuardResult | Replanned | Stopped | Finished

@@ -60,10 +60,12 @@ class Meter:
 
     def __init__(self, probe: Callable[[], Residency] | None = None, reset: Callable[[], bool] | None = None) -> None:
         self._probe = probe or residency
-        exact = (reset or reset_peak)()
+        self._reset = reset or reset_peak
+        exact = self._reset()
         start = self._probe()
         self._floor = start.resident_bytes
         self._peak = start.resident_bytes
+        self._lap = start.resident_bytes
         self._source = (
             start.source if exact else f"{start.source}, not reset" if start.source == "VmHWM" else start.source
         )
@@ -76,9 +78,36 @@ class Meter:
     def read(self) -> MemoryReading:
         """Measure now."""
         now = self._probe()
+        self._see(now)
+        return MemoryReading(self._floor, now.resident_bytes, self._peak, self._source)
+
+    def recent(self) -> MemoryReading:
+        """Measure now, with the peak since the last lap."""
+        now = self._probe()
+        self._see(now)
+        return MemoryReading(self._floor, now.resident_bytes, self._lap, self._source)
+
+    def lap(self) -> None:
+        """Begin to count anew what is recent."""
+        now = self._probe()
+        self._see(now)
+        if self._reset():
+            self._lap = now.resident_bytes
+
+    def rise(self, run: Callable[[], None]) -> int:
+        """Bytes that the resident peak rises while something runs; 0 where the kernel does not tell."""
+        before = self._probe()
+        self._see(before)
+        exact = self._reset()
+        run()
+        after = self._probe()
+        self._see(after)
+        return max(0, after.peak_bytes - before.resident_bytes) if exact else 0
+
+    def _see(self, now: Residency) -> None:
         # The kernel's count may fall behind by some pages, and so read less than it did before.
         self._peak = max(self._peak, now.peak_bytes)
-        return MemoryReading(self._floor, now.resident_bytes, self._peak, self._source)
+        self._lap = max(self._lap, now.peak_bytes)
 
 
 def residency() -> Residency:

@@ -10,9 +10,10 @@ from edgeff.artifact import Artifact
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
 from edgeff.manifest import Manifest
-from edgeff.preprocess import Preprocessing
 from edgeff.rows import JoinedRows, Rows, row_blocks, select_rows
+from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.guard import guard_split
+from edgeff.runtime.network import preprocessing_of
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.trainer import TrainingRows
@@ -61,7 +62,9 @@ def prepare_rows(artifact: Artifact, dataset: Dataset, settings: AdaptSettings) 
         seed=settings.seed,
     )
     y = np.concatenate([*labels, dataset.y[own]])
-    return RunRows(TrainingRows(x, y, order), dataset.select(guard))
+    return RunRows(
+        TrainingRows(PreprocessedRows(x, preprocessing_of(artifact.manifest)), y, order), dataset.select(guard)
+    )
 
 
 def check_dataset(manifest: Manifest, dataset: Dataset) -> None:
@@ -81,7 +84,7 @@ def check_dataset(manifest: Manifest, dataset: Dataset) -> None:
             f"`{dataset.name}` has the classes {_listed(dataset.classes)}, the model {_listed(manifest.classes)}",
             hint="labels must count the model's classes, in its order",
         )
-    preprocessing = Preprocessing(manifest.input, manifest.preprocessing, manifest.features)
+    preprocessing = preprocessing_of(manifest)
     for first, block in row_blocks(dataset.x):
         preprocessing.check_raw(block, numbers=np.arange(first, first + len(block)))
 

@@ -1,9 +1,9 @@
-"""An artifact's network in memory: the blocks' arrays, and their graphs when asked for."""
+"""An artifact's network: the blocks' arrays, in memory or read when asked for, and their graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from edgeff.artifact import Artifact
 from edgeff.errors import RunError
@@ -12,6 +12,10 @@ from edgeff.preprocess import Preprocessing
 from edgeff.runtime.buffers import Buffers
 from edgeff.runtime.engine import Array, Call, Engine, Graph, check_graph
 from edgeff.runtime.memory import BlockMemory, allocate_memory
+from edgeff.runtime.store import AllWeights, ArtifactStore, GivenStore, Store
+
+# Calls of a block that are kept bound, for parts of a micro-batch; more are bound anew each time.
+_KEPT_CALLS = 16
 
 
 @dataclass(frozen=True)
@@ -22,37 +26,60 @@ class Network:
         artifact: Where they come from.
         engine: What runs them.
         preprocessing: From raw rows to the first block's input.
-        memories: Of each block, in order.
+        memories: Of each block, in order; None for one that is not in memory.
+        store: Has the weights of those.
     """
 
     artifact: Artifact
     engine: Engine
     preprocessing: Preprocessing
-    memories: tuple[BlockMemory, ...]
+    memories: tuple[BlockMemory | None, ...]
+    store: Store
 
     @property
     def manifest(self) -> Manifest:
         """What the artifact says about itself."""
         return self.artifact.manifest
 
-    def weights(self) -> dict[str, Array]:
-        """The arrays themselves of all parameters and buffers, by their key in a weights file."""
-        return {key: array for memory in self.memories for key, array in memory.weights().items()}
+    def weights(self) -> Mapping[str, Array]:
+        """All parameters and buffers by their key in a weights file: the arrays themselves where they are in memory."""
+        return AllWeights(self.memories, self.manifest.blocks, self.store)
 
-    def state(self) -> dict[str, Array]:
-        """The arrays themselves of the optimiser state, by their key in a checkpoint."""
-        return {key: array for memory in self.memories for key, array in memory.state().items()}
+    def resident(self) -> dict[str, Array]:
+        """The arrays themselves of what is in memory, weights and optimiser state, by their key in a checkpoint."""
+        found: dict[str, Array] = {}
+        for memory in self.memories:
+            if memory is not None:
+                found |= {**memory.weights(), **memory.state()}
+        return found
 
-    def graph(self, block: int, kind: GraphKind) -> Graph:
-        """Load a graph of a block; it is gone when nobody holds it.
+    def memory(self, block: int) -> BlockMemory:
+        """A block's arrays; read for the caller, who holds them, where they are not in memory."""
+        found = self.memories[block]
+        if found is None:
+            found = allocate_memory(self.manifest.blocks[block], trained=False)
+            self.store.fill(found)
+        return found
 
-        Raises:
-            EngineError: The engine refuses it, or it is not what the manifest says.
-        """
-        spec = self.manifest.blocks[block].graphs[kind]
-        graph = self.engine.load(self.artifact.read(spec.file), spec.file)
-        check_graph(graph, spec)
-        return graph
+    def holding(self, block: int, *, accumulate: bool) -> Network:
+        """The same network with one block in memory, to be trained, and no other."""
+        memory = allocate_memory(self.manifest.blocks[block], trained=True, accumulate=accumulate)
+        self.store.fill(memory)
+        return replace(self, memories=tuple(memory if i == block else None for i in range(len(self.memories))))
+
+    def holding_nothing(self) -> Network:
+        """The same network with no block in memory."""
+        return replace(self, memories=(None,) * len(self.memories))
+
+    def accumulating(self, accumulate: bool) -> Network:
+        """The same arrays, with or without gradient sums."""
+        return replace(
+            self,
+            memories=tuple(
+                None if memory is None else memory.with_gradients() if accumulate else memory.without_gradients()
+                for memory in self.memories
+            ),
+        )
 
 
 def open_network(
@@ -63,29 +90,39 @@ def open_network(
     trained: Collection[str] = (),
     accumulate: bool = False,
 ) -> Network:
-    """Bring the blocks of an artifact into memory.
+    """All blocks of an artifact in memory.
 
     Args:
-        artifact: An open artifact.
-        engine: What will run the graphs.
-        weights: By key `<block>.<name>`; None for the artifact's own.
-        trained: Names of blocks that get optimiser state.
-        accumulate: Give trained blocks gradient sums.
+        artifact: To open.
+        engine: What runs the graphs.
+        weights: Parameters and buffers by `<block>.<name>`; None for the artifact's own.
+        trained: Names of the blocks that get optimiser state.
+        accumulate: Give those gradient sums.
 
     Raises:
-        RunError: A weight is missing or does not fit, or `trained` names an unknown block.
+        RunError: An unknown block, or a weight is missing or does not fit.
         ArtifactError: The artifact cannot be read.
     """
     manifest = artifact.manifest
     check_block_names(manifest, trained)
+    store: Store = ArtifactStore(artifact) if weights is None else GivenStore(weights)
     memories = []
     for spec in manifest.blocks:
-        # Block by block: at most one block's weights are there twice.
-        keys = [f"{spec.name}.{tensor.name}" for tensor in spec.parameters + spec.buffers]
-        found = artifact.tensors(keys) if weights is None else weights
-        memories.append(allocate_memory(spec, found, trained=spec.name in trained, accumulate=accumulate))
-    preprocessing = Preprocessing(manifest.input, manifest.preprocessing, manifest.features)
-    return Network(artifact, engine, preprocessing, tuple(memories))
+        memory = allocate_memory(spec, trained=spec.name in trained, accumulate=accumulate)
+        store.fill(memory)
+        memories.append(memory)
+    return Network(artifact, engine, preprocessing_of(manifest), tuple(memories), store)
+
+
+def open_on_disk(artifact: Artifact, engine: Engine, store: Store) -> Network:
+    """An artifact's network with no block in memory."""
+    manifest = artifact.manifest
+    return Network(artifact, engine, preprocessing_of(manifest), (None,) * len(manifest.blocks), store)
+
+
+def preprocessing_of(manifest: Manifest) -> Preprocessing:
+    """The steps from raw rows to the first block's input."""
+    return Preprocessing(manifest.input, manifest.preprocessing, manifest.features)
 
 
 def check_block_names(manifest: Manifest, names: Collection[str]) -> None:
@@ -100,27 +137,98 @@ def check_block_names(manifest: Manifest, names: Collection[str]) -> None:
             raise RunError(f"the artifact has no block `{name}`", hint=f"its blocks: {', '.join(known)}")
 
 
+@dataclass(frozen=True)
+class Graphs:
+    """Graphs that are loaded, each once, however many blocks share it; they are gone when nobody holds this.
+
+    Attributes:
+        artifact: Has the files.
+        engine: Loads them.
+    """
+
+    artifact: Artifact
+    engine: Engine
+    _loaded: dict[str, Graph] = field(default_factory=dict)
+
+    def of(self, block: int, kind: GraphKind) -> Graph:
+        """A graph of a block.
+
+        Raises:
+            EngineError: The engine refuses it, or it is not what the manifest says.
+        """
+        spec = self.artifact.manifest.blocks[block].graphs[kind]
+        if spec.file not in self._loaded:
+            graph = self.engine.load(self.artifact.read(spec.file), spec.file)
+            check_graph(graph, spec)
+            self._loaded[spec.file] = graph
+        return self._loaded[spec.file]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of a block's graph.
+
+    Attributes:
+        block: Its number.
+        number: Of this run among those of the block for the rows under way.
+        rows: Which of these rows.
+        call: To be run.
+    """
+
+    block: int
+    number: int
+    rows: slice
+    call: Call
+
+
 class Chain:
-    """One graph for each of the first blocks, every one reading what the one before handed over.
+    """One graph for each of some consecutive blocks, every one reading what the one before handed over.
 
     Args:
         network: The blocks.
-        kinds: Kind of graph for block 0, 1 and so on; blocks beyond are not run.
+        graphs: To load the chain's from.
+        kinds: Kind of graph for block `first` and those after it.
         buffers: What the graphs share.
+        micro_batches: Rows that run at once, for each block of the chain; None for all that the buffers hold.
+        first: Block to begin with.
     """
 
-    def __init__(self, network: Network, kinds: Sequence[GraphKind], buffers: Buffers) -> None:
+    def __init__(
+        self,
+        network: Network,
+        graphs: Graphs,
+        kinds: Sequence[GraphKind],
+        buffers: Buffers,
+        *,
+        micro_batches: Sequence[int] | None = None,
+        first: int = 0,
+    ) -> None:
         self._network = network
         self._buffers = buffers
-        self._graphs = tuple(network.graph(block, kind) for block, kind in enumerate(kinds))
-        self._calls: dict[int, tuple[Call, ...]] = {}
+        self._first = first
+        self._sizes = micro_batches or [buffers.rows] * len(kinds)
+        self._graphs = [graphs.of(block, kind) for block, kind in enumerate(kinds, first)]
+        self._kept: list[dict[tuple[int, int], Call]] = [{} for _ in kinds]
 
-    def calls(self, rows: int) -> tuple[Call, ...]:
-        """The graphs in order, bound for a micro-batch of `rows`; each leaves its results in the buffers."""
-        if rows not in self._calls:
-            self._calls[rows] = tuple(self._bind(block, rows) for block in range(len(self._graphs)))
-        return self._calls[rows]
+    def parts(self, rows: int) -> Iterator[Part]:
+        """The runs that take `rows` rows from the first block to the last, each to be run before the next is asked for.
 
-    def _bind(self, block: int, rows: int) -> Call:
-        arrays = self._buffers.bound_for(rows, block, self._network.manifest)
-        return self._graphs[block].bind({**arrays, **self._network.memories[block].arrays})
+        A block that is not in memory is read, and let go when its last run is done.
+        """
+        for place, size in enumerate(self._sizes):
+            memory = self._network.memory(self._first + place)
+            for number, start in enumerate(range(0, rows, size)):
+                stop = min(start + size, rows)
+                call = self._call(place, memory, start, stop)
+                yield Part(self._first + place, number, slice(start, stop), call)
+            del memory
+
+    def _call(self, place: int, memory: BlockMemory, start: int, stop: int) -> Call:
+        kept = self._kept[place]
+        if (start, stop) in kept:
+            return kept[start, stop]
+        arrays = self._buffers.bound_for(self._first + place, start, stop, self._network.manifest)
+        call = self._graphs[place].bind({**arrays, **memory.arrays})
+        if self._network.memories[self._first + place] is not None and len(kept) < _KEPT_CALLS:
+            kept[start, stop] = call
+        return call

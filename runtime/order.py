@@ -112,13 +112,13 @@ def _shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return next(batches(range(rows), rows, seed=seed, epoch=epoch))
 
 
-def graph_seed(seed: int, *, step: int, micro_batch: int, block: int) -> int:
-    """The `seed` input of a graph: another one for each step, micro-batch and block, the same in every run.
+def graph_seed(seed: int, *, step: int, row: int, block: int) -> int:
+    """The `seed` input of a graph: another one for each step, micro-batch (by its first row) and block.
 
-    >>> graph_seed(7, step=1, micro_batch=0, block=0) == graph_seed(7, step=1, micro_batch=0, block=0)
+    >>> graph_seed(7, step=1, row=0, block=0) == graph_seed(7, step=1, row=0, block=0)
     True
-    >>> graph_seed(7, step=1, micro_batch=0, block=0) == graph_seed(7, step=1, micro_batch=0, block=1)
+    >>> graph_seed(7, step=1, row=0, block=0) == graph_seed(7, step=1, row=0, block=1)
     False
     """
-    state = SeedSequence((seed, step, micro_batch, block)).generate_state(1, np.uint64)
+    state = SeedSequence((seed, step, row, block)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))  # the graph takes an int64 of at least 0

@@ -1,19 +1,29 @@
-"""The plan of a run: what is resident when, in bytes, before anything is loaded. Pure; nothing is measured here."""
+"""The plan of a run: what is resident when, in bytes, before anything is loaded. Pure; nothing is measured here.
+
+A plan is made of phases (training, evaluation, ...), each with all that is in memory while it lasts. The run takes as
+much as its largest phase. Of the plans that fit a budget the fastest by `edgeff.runtime.cost` is taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, Manifest
-from edgeff.runtime.buffers import buffer_bytes
+from edgeff.runtime.buffers import buffer_bytes, prefix_bytes
+from edgeff.runtime.cost import disk_seconds, run_seconds, update_seconds
+from edgeff.runtime.memory import ALIGNMENT
 from edgeff.units import format_bytes
 
 Schedule = Literal["sweep", "stage"]
+Features = Literal["rerun", "float32", "float16", "uint8"]
+Preference = Literal["speed", "memory"]
 
 MIB = 2**20
+FEATURE_BYTES: Mapping[Features, int] = {"float32": 4, "float16": 2, "uint8": 1}
 
 # What a loaded graph takes: anonymous resident bytes (RssAnon) before and after loading and running once, in a fresh
 # process with the allocator's thresholds set, over the graphs of five presets (8 to 414 nodes) with onnxruntime 1.19.2
@@ -26,6 +36,53 @@ THREAD_BYTES = 80 * 1024
 # Whatever the model, found the same way: 2 MiB of program code that is read in when kernels first run; the rest are
 # Python objects, file buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
 PROCESS_BYTES = 9 * MIB // 2
+# Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
+APPLY_NUMBERS = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What is resident, by kind.
+
+    Attributes:
+        weights: Parameters and constant tensors.
+        gradients: Sums of gradients.
+        state: Of the optimiser.
+        activations: Alive inside graphs, kernels' own buffers included, and on their way between blocks.
+        graphs: Loaded graphs.
+        rows: Rows and labels that are kept in memory.
+        process: What the run takes whatever the model.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    state: int = 0
+    activations: int = 0
+    graphs: int = 0
+    rows: int = 0
+    process: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of all kinds."""
+        return sum(dataclasses.astuple(self))
+
+    def __add__(self, other: Bytes) -> Bytes:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Bytes(*(mine + theirs for mine, theirs in pairs))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run, and the most that is resident in it.
+
+    Attributes:
+        name: `train`, `evaluate`, `train <block>`, `features for <block>`.
+        resident: By kind.
+    """
+
+    name: str
+    resident: Bytes
 
 
 @dataclass(frozen=True)
@@ -40,10 +97,11 @@ class BlockPlan:
         weight_bytes: Parameters and buffers.
         gradient_bytes: Gradient sums; 0 where the micro-batch is the batch.
         state_bytes: Optimiser state.
-        session_bytes: The loaded graphs while training.
+        session_bytes: Its loaded graphs while training; those it shares with a block before it count there.
         transient_bytes: The most that is alive inside one run of a graph while training, beyond inputs and outputs.
         forward_session_bytes: The loaded `forward` graph while evaluating.
         forward_transient_bytes: The most that is alive inside one run of it.
+        budget_bytes: What it may take; None for no limit.
     """
 
     block: str
@@ -57,10 +115,11 @@ class BlockPlan:
     transient_bytes: int
     forward_session_bytes: int
     forward_transient_bytes: int
+    budget_bytes: int | None = None
 
     @property
     def resident_bytes(self) -> int:
-        """Arrays that stay from the first step to the last."""
+        """Its arrays while it is trained."""
         return self.weight_bytes + self.gradient_bytes + self.state_bytes
 
     @property
@@ -74,14 +133,18 @@ class Plan:
     """What a run will do, and the bytes over the floor it will take.
 
     Attributes:
-        schedule: `sweep`: every batch passes all blocks.
+        schedule: `sweep`: every batch passes all blocks. `stage`: one block after another, only it in memory.
         batch_size: Rows of a batch.
-        micro_batch: Rows that run at once; the same for all blocks.
+        micro_batch: Rows that go from block to block at once; every block's micro-batch is this or a part of it.
         budget_bytes: What it had to fit in; None for no limit.
         blocks: In order.
-        buffer_bytes: A micro-batch of rows on its way through the blocks.
-        row_bytes: Rows that are kept in memory: replay rows, labels.
-        process_bytes: What the run takes whatever the model.
+        phases: Of the run.
+        features: For `stage`: how a block's inputs come about: by running the blocks before it again, or from files on
+            disk of that dtype.
+        disk_bytes: The most that these files take.
+        epoch_seconds: Estimate of one pass over the rows (of all blocks), good for comparing plans only.
+        written_bytes: To disk in such a pass, checkpoints left out.
+        read_bytes: From disk.
     """
 
     schedule: Schedule
@@ -89,89 +152,95 @@ class Plan:
     micro_batch: int
     budget_bytes: int | None
     blocks: tuple[BlockPlan, ...]
-    buffer_bytes: int
-    row_bytes: int
-    process_bytes: int
+    phases: tuple[Phase, ...]
+    features: Features = "rerun"
+    disk_bytes: int = 0
+    epoch_seconds: float = 0.0
+    written_bytes: int = 0
+    read_bytes: int = 0
 
     @property
-    def resident_bytes(self) -> int:
-        """What is there throughout: weights, gradients, optimiser state, buffers, rows, the process's own."""
-        blocks = sum(block.resident_bytes for block in self.blocks)
-        return blocks + self.buffer_bytes + self.row_bytes + self.process_bytes
-
-    @property
-    def training_bytes(self) -> int:
-        """At the worst moment of a training step."""
-        sessions = sum(block.session_bytes for block in self.blocks)
-        return self.resident_bytes + sessions + max(block.transient_bytes for block in self.blocks)
-
-    @property
-    def evaluation_bytes(self) -> int:
-        """At the worst moment of an evaluation between epochs."""
-        sessions = sum(block.forward_session_bytes for block in self.blocks)
-        return self.resident_bytes + sessions + max(block.forward_transient_bytes for block in self.blocks)
+    def evaluation_rows(self) -> int:
+        """Rows that run at once in evaluations."""
+        return min(block.micro_batch for block in self.blocks) if self.schedule == "sweep" else self.micro_batch
 
     @property
     def planned_bytes(self) -> int:
         """The most the run takes over the floor."""
-        return max(self.training_bytes, self.evaluation_bytes)
+        return self.largest_phase.resident.total
+
+    @property
+    def training_bytes(self) -> int:
+        """The most it takes while it trains."""
+        return max(phase.resident.total for phase in self.phases if phase.name.startswith("train"))
+
+    @property
+    def largest_phase(self) -> Phase:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda phase: phase.resident.total)
 
 
-def plan(
-    manifest: Manifest,
-    *,
-    budget_bytes: int | None,
-    batch_size: int,
-    trained: Collection[str] | None = None,
-    row_bytes: int = 0,
-    threads: int = 1,
-    kind: Schedule = "sweep",
-) -> Plan:
-    """The plan with the largest micro-batch that fits: the batch, or a half, a quarter and so on of it.
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made for.
 
-    Args:
-        manifest: Of the artifact.
-        budget_bytes: What the run may take over the floor; None for no limit.
+    Attributes:
         batch_size: Rows of a batch.
+        budget_bytes: What the run may take over the floor; None for no limit.
+        schedule: `sweep` or `stage`; None for `sweep` where it fits, else `stage`. They learn differently, so that
+            speed alone does not decide.
         trained: Names of the blocks to train; None for all.
-        row_bytes: Bytes of rows that stay in memory.
+        rows: That an epoch passes over.
+        row_bytes: Bytes of rows and labels that stay in memory.
         threads: Of the engine; each has a stack in every session.
-        kind: Of schedule.
+        features: For `stage`; None for files of float32 where the disk has room, else running blocks again.
+        disk_bytes: What files of features may take.
+        block_budgets: Bytes that a block may take, by name.
+        prefer: `speed`, or `memory` for the smallest plan.
+    """
+
+    batch_size: int
+    budget_bytes: int | None = None
+    schedule: Schedule | None = None
+    trained: Collection[str] | None = None
+    rows: int = 1
+    row_bytes: int = 0
+    threads: int = 1
+    features: Features | None = None
+    disk_bytes: int = 0
+    block_budgets: Mapping[str, int] = field(default_factory=dict)
+    prefer: Preference = "speed"
+
+    def __post_init__(self) -> None:
+        if self.budget_bytes is not None and self.budget_bytes <= 0:
+            raise BudgetError(
+                f"a budget of {self.budget_bytes} bytes holds nothing", hint="give for example `--budget 12MiB`"
+            )
+        if self.batch_size < 1:
+            raise BudgetError(f"a batch of {self.batch_size} rows cannot be trained on, needed 1 or more")
+
+
+def plan(manifest: Manifest, request: Request) -> Plan:
+    """The fastest plan that fits, or the smallest one where that is preferred.
 
     Raises:
-        BudgetError: Nothing fits, the budget is not above 0, the batch has no rows, or the schedule is not there yet.
+        BudgetError: Nothing fits; says which block needs most, its largest tensors, and the smallest budget that works.
     """
-    if budget_bytes is not None and budget_bytes <= 0:
-        raise BudgetError(f"a budget of {budget_bytes} bytes holds nothing", hint="give for example `--budget 12MiB`")
-    if batch_size < 1:
-        raise BudgetError(f"a batch of {batch_size} rows cannot be trained on, needed 1 or more")
-    if kind != "sweep":
-        raise BudgetError(f"schedule `{kind}` is not available", hint="use `sweep`")
-    names = _trained_names(manifest, trained)
-    candidates = [
-        _plan_at(manifest, micro_batch, budget_bytes, batch_size, names, row_bytes, threads)
-        for micro_batch in micro_batches(batch_size)
-    ]
-    for candidate in candidates:
-        if budget_bytes is None or candidate.planned_bytes <= budget_bytes:
-            return candidate
-    raise _nothing_fits(candidates, budget_bytes or 0)
+    _check_block_budgets(manifest, request)
+    for schedule in (request.schedule,) if request.schedule else ("sweep", "stage"):
+        fitting = [one for one in _plans(manifest, request, schedule) if _fits(one, request)]
+        if fitting:
+            best = min(fitting, key=_by_memory if request.prefer == "memory" else _by_speed)
+            return _with_block_budgets(best, request)
+    raise _nothing_fits(manifest, request)
 
 
-def smallest_budget(
-    manifest: Manifest,
-    *,
-    batch_size: int,
-    trained: Collection[str] | None = None,
-    row_bytes: int = 0,
-    threads: int = 1,
-) -> int:
-    """The smallest budget for which `plan` finds a plan; its arguments are those of `plan`."""
-    names = _trained_names(manifest, trained)
-    return min(
-        _plan_at(manifest, micro_batch, None, batch_size, names, row_bytes, threads).planned_bytes
-        for micro_batch in micro_batches(batch_size)
-    )
+def smallest_budget(manifest: Manifest, request: Request) -> int:
+    """The smallest budget for which `plan` finds a plan, whatever budget the request names."""
+    free = dataclasses.replace(request, budget_bytes=None, prefer="memory")
+    schedules: Sequence[Schedule] = (request.schedule,) if request.schedule else ("sweep", "stage")
+    found = [one for schedule in schedules for one in _plans(manifest, free, schedule) if _fits(one, free)]
+    return min((one.planned_bytes for one in found), default=0)
 
 
 def micro_batches(batch_size: int) -> Iterator[int]:
@@ -191,70 +260,342 @@ def session_bytes(graph: GraphSpec, threads: int = 1) -> int:
     return SESSION_BYTES + NODE_BYTES * graph.nodes + THREAD_BYTES * (threads - 1)
 
 
-def _plan_at(
-    manifest: Manifest,
-    micro_batch: int,
-    budget_bytes: int | None,
-    batch_size: int,
-    trained: frozenset[str],
-    row_bytes: int,
-    threads: int,
-) -> Plan:
-    last = max((index for index, block in enumerate(manifest.blocks) if block.name in trained), default=-1)
-    blocks = []
-    for index, block in enumerate(manifest.blocks):
-        updates = block.name in trained
-        graphs = _graphs(updates, whole_batch=micro_batch == batch_size) if index <= last else ()
-        blocks.append(_plan_block(block, updates, micro_batch, graphs, threads))
+def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int) -> int:
+    """Bytes alive inside one run of a graph."""
+    return graph.transient_bytes(APPLY_NUMBERS if kind == "apply" else micro_batch)
+
+
+# --- candidates -------------------------------------------------------------------------------------------------------
+
+
+def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
+    """Everything that could be done, from which the best is chosen."""
+    for rows in micro_batches(request.batch_size):
+        for whole in (True, False) if rows == request.batch_size else (False,):
+            if schedule == "sweep":
+                yield _sweep(manifest, request, rows, whole)
+            else:
+                for features in _features(request):
+                    yield _stage(manifest, request, rows, whole, features)
+
+
+def _features(request: Request) -> Sequence[Features]:
+    return ("float32", "rerun") if request.features is None else (request.features,)
+
+
+def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan:
+    kinds = _kinds(manifest, request, whole)
+    base = Bytes(rows=request.row_bytes, process=PROCESS_BYTES, activations=buffer_bytes(manifest, rows))
+    for block, graphs in zip(manifest.blocks, kinds, strict=True):
+        base += _arrays(block, _is_trained(block, request), graphs)
+    training = base + Bytes(graphs=_sessions(manifest, enumerate(kinds), request.threads))
+    evaluating = base + Bytes(graphs=_sessions(manifest, enumerate([("forward",)] * len(kinds)), request.threads))
+    left = None if request.budget_bytes is None else request.budget_bytes - training.total
+    sizes = [
+        _micro_batch(block, graphs, rows, left, whole, request)
+        for block, graphs in zip(manifest.blocks, kinds, strict=True)
+    ]
+    blocks = _block_plans(manifest, request, kinds, sizes)
+    inside = max(block.transient_bytes for block in blocks)
+    forward = max(_forward_transient(block, min(sizes)) for block in manifest.blocks)
     return Plan(
         schedule="sweep",
-        batch_size=batch_size,
-        micro_batch=micro_batch,
-        budget_bytes=budget_bytes,
-        blocks=tuple(blocks),
-        buffer_bytes=buffer_bytes(manifest, micro_batch),
-        row_bytes=row_bytes,
-        process_bytes=PROCESS_BYTES,
+        batch_size=request.batch_size,
+        micro_batch=rows,
+        budget_bytes=request.budget_bytes,
+        blocks=blocks,
+        phases=(
+            Phase("train", training + Bytes(activations=inside)),
+            Phase("evaluate", evaluating + Bytes(activations=forward)),
+        ),
+        epoch_seconds=_updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks))),
     )
 
 
-def _trained_names(manifest: Manifest, trained: Collection[str] | None) -> frozenset[str]:
-    return frozenset(block.name for block in manifest.blocks) if trained is None else frozenset(trained)
+def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, features: Features) -> Plan:
+    base = Bytes(rows=request.row_bytes, process=PROCESS_BYTES)
+    kinds = _kinds(manifest, request, whole)
+    sizes = []
+    phases: list[Phase] = []
+    for index, block in _numbered(manifest):
+        trains = _is_trained(block, request)
+        before = _prefix(manifest, index, rows, request) if trains and features == "rerun" else Bytes()
+        resident = base + before + _arrays(block, trains, kinds[index])
+        resident += Bytes(
+            graphs=_sessions(manifest, [(index, kinds[index])], request.threads),
+            activations=buffer_bytes(manifest, rows, first=index, last=index),
+        )
+        left = None if request.budget_bytes is None else request.budget_bytes - resident.total
+        size = _micro_batch(block, kinds[index], rows, left, whole, request)
+        sizes.append(size)
+        if trains:
+            inside = _transient(block, kinds[index], size)
+            phases.append(Phase(f"train {block.name}", resident + Bytes(activations=inside)))
+            if features != "rerun" and index:
+                phases.append(Phase(f"features for {block.name}", base + _prefix(manifest, index, rows, request)))
+    phases.append(Phase("evaluate", base + _prefix(manifest, len(manifest.blocks), rows, request)))
+    blocks = _block_plans(manifest, request, kinds, sizes)
+    disk, written, read = _traffic(manifest, request, features)
+    seconds = _updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks)))
+    return Plan(
+        schedule="stage",
+        batch_size=request.batch_size,
+        micro_batch=rows,
+        budget_bytes=request.budget_bytes,
+        blocks=blocks,
+        phases=tuple(phases),
+        features=features,
+        disk_bytes=disk,
+        epoch_seconds=seconds + disk_seconds(written, read) + _prefix_seconds(manifest, request, rows, features),
+        written_bytes=written,
+        read_bytes=read,
+    )
 
 
-def _graphs(trained: bool, *, whole_batch: bool) -> tuple[GraphKind, ...]:
+def _prefix(manifest: Manifest, stop: int, rows: int, request: Request) -> Bytes:
+    """Running the blocks before `stop`, one block's weights in memory at a time."""
+    before = manifest.blocks[:stop]
+    if not before:
+        return Bytes()
+    weights = max(block.weight_bytes for block in before)
+    inside = max(_forward_transient(block, rows) for block in before)
+    graphs = _sessions(manifest, enumerate([("forward",)] * stop), request.threads)
+    return Bytes(weights=weights, activations=inside + prefix_bytes(manifest, rows, stop), graphs=graphs)
+
+
+def _block_plans(
+    manifest: Manifest, request: Request, kinds: Sequence[Sequence[GraphKind]], sizes: Sequence[int]
+) -> tuple[BlockPlan, ...]:
+    seen: set[str] = set()
+    seen_forward: set[str] = set()
+    found = []
+    for block, graphs, size in zip(manifest.blocks, kinds, sizes, strict=True):
+        trained = _is_trained(block, request)
+        arrays = _arrays(block, trained, graphs)
+        found.append(
+            BlockPlan(
+                block=block.name,
+                trained=trained,
+                micro_batch=size,
+                graphs=tuple(graphs),
+                weight_bytes=arrays.weights,
+                gradient_bytes=arrays.gradients,
+                state_bytes=arrays.state,
+                session_bytes=_new_sessions(block, graphs, seen, request.threads),
+                transient_bytes=_transient(block, graphs, size),
+                forward_session_bytes=_new_sessions(block, ("forward",), seen_forward, request.threads),
+                forward_transient_bytes=_forward_transient(block, min(sizes)),
+            )
+        )
+    return tuple(found)
+
+
+def _arrays(block: BlockSpec, trained: bool, graphs: Collection[GraphKind]) -> Bytes:
+    # Runs of numbers begin at multiples of `ALIGNMENT`: a parameter may be followed by padding.
+    padded = sum(-(-spec.nbytes // ALIGNMENT) * ALIGNMENT for spec in block.parameters)
+    own = padded if trained else block.parameter_bytes
+    return Bytes(
+        weights=own + block.weight_bytes - block.parameter_bytes,
+        gradients=padded if "accumulate" in graphs else 0,
+        state=padded * len(block.slots) if trained and graphs else 0,
+    )
+
+
+def _micro_batch(
+    block: BlockSpec, graphs: Sequence[GraphKind], rows: int, left: int | None, whole: bool, request: Request
+) -> int:
+    """The fastest part of `rows` whose run fits into what is left; the smallest where none does."""
+    if whole:
+        return rows
+    cap = request.block_budgets.get(block.name)
+    if cap is not None:
+        arrays = _arrays(block, _is_trained(block, request), graphs).total
+        own = cap - arrays - sum(session_bytes(block.graphs[kind], request.threads) for kind in graphs)
+        left = own if left is None else min(left, own)
+    sizes = [size for size in micro_batches(rows) if rows % size == 0]
+    fitting = [size for size in sizes if left is None or _transient(block, graphs, size) <= left]
+    if request.prefer == "memory" or not fitting:
+        return sizes[-1]
+    return min(fitting, key=lambda size: update_seconds(block, graphs, size, request.batch_size, request.threads))
+
+
+def _transient(block: BlockSpec, graphs: Iterable[GraphKind], micro_batch: int) -> int:
+    return max((graph_transient_bytes(block.graphs[kind], kind, micro_batch) for kind in graphs), default=0)
+
+
+def _forward_transient(block: BlockSpec, micro_batch: int) -> int:
+    return block.graphs["forward"].transient_bytes(micro_batch)
+
+
+def _sessions(manifest: Manifest, used: Iterable[tuple[int, Iterable[GraphKind]]], threads: int) -> int:
+    """Loaded graphs; blocks with the same file share one."""
+    seen: set[str] = set()
+    return sum(_new_sessions(manifest.blocks[index], graphs, seen, threads) for index, graphs in used)
+
+
+def _new_sessions(block: BlockSpec, graphs: Iterable[GraphKind], seen: set[str], threads: int) -> int:
+    total = 0
+    for kind in graphs:
+        graph = block.graphs[kind]
+        total += 0 if graph.file in seen else session_bytes(graph, threads)
+        seen.add(graph.file)
+    return total
+
+
+def _graphs(trained: bool, whole: bool) -> tuple[GraphKind, ...]:
     if not trained:
         return ("forward",)
-    return ("step",) if whole_batch else ("accumulate", "apply")
+    return ("step",) if whole else ("accumulate", "apply")
 
 
-def _plan_block(
-    block: BlockSpec, trained: bool, micro_batch: int, graphs: tuple[GraphKind, ...], threads: int
-) -> BlockPlan:
-    used = [block.graphs[kind] for kind in graphs]
-    forward = block.graphs["forward"]
-    return BlockPlan(
-        block=block.name,
-        trained=trained,
-        micro_batch=micro_batch,
-        graphs=graphs,
-        weight_bytes=block.weight_bytes,
-        gradient_bytes=block.parameter_bytes if "accumulate" in graphs else 0,
-        state_bytes=block.state_bytes if trained else 0,
-        session_bytes=sum(session_bytes(graph, threads) for graph in used),
-        transient_bytes=max((graph.transient_bytes(micro_batch) for graph in used), default=0),
-        forward_session_bytes=session_bytes(forward, threads),
-        forward_transient_bytes=forward.transient_bytes(micro_batch),
+def _kinds(manifest: Manifest, request: Request, whole: bool) -> list[tuple[GraphKind, ...]]:
+    """Graphs of each block while training: none behind the last that is trained."""
+    trained = [_is_trained(block, request) for block in manifest.blocks]
+    last = max((index for index, one in enumerate(trained) if one), default=-1)
+    return [_graphs(one, whole) if index <= last else () for index, one in enumerate(trained)]
+
+
+def _is_trained(block: BlockSpec, request: Request) -> bool:
+    return request.trained is None or block.name in request.trained
+
+
+def _numbered(manifest: Manifest) -> Iterator[tuple[int, BlockSpec]]:
+    return iter(enumerate(manifest.blocks))
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def _updates(request: Request) -> int:
+    return -(-request.rows // request.batch_size)
+
+
+def _update_seconds(block: BlockSpec, part: BlockPlan, request: Request) -> float:
+    return update_seconds(block, part.graphs, part.micro_batch, request.batch_size, request.threads)
+
+
+def _traffic(manifest: Manifest, request: Request, features: Features) -> tuple[int, int, int]:
+    """Bytes of feature files at their most, and written and read in a pass over the rows for every block."""
+    inputs = [index for index, block in _numbered(manifest) if index and _is_trained(block, request)]
+    if features == "rerun":
+        weights = [block.weight_bytes for block in manifest.blocks]
+        # A single block before stays loaded; more of them are read again for every group of rows.
+        return 0, 0, sum(_updates(request) * sum(weights[:index]) for index in inputs if index > 1)
+    sizes = [_file_bytes(manifest.blocks[index], features) * request.rows for index in inputs]
+    pairs = [first + second for first, second in zip([0, *sizes], sizes, strict=False)]
+    return max(pairs, default=0), sum(sizes), sum(sizes)
+
+
+def _file_bytes(block: BlockSpec, features: Features) -> int:
+    """Of one row's features; quantised ones have their offset and scale with them."""
+    count = block.input.nbytes // 4
+    return count * FEATURE_BYTES[features] + (8 if features == "uint8" else 0)
+
+
+def _prefix_seconds(manifest: Manifest, request: Request, rows: int, features: Features) -> float:
+    """Running the blocks before each trained one: once for every row and epoch, or once to write a file."""
+    forward = [run_seconds(block.graphs["forward"], rows, request.threads) / rows for block in manifest.blocks]
+    inputs = [index for index, block in _numbered(manifest) if index and _is_trained(block, request)]
+    if features == "rerun":
+        return request.rows * sum(sum(forward[:index]) for index in inputs)
+    return request.rows * sum(forward[: max(inputs, default=0)])
+
+
+# --- choice -----------------------------------------------------------------------------------------------------------
+
+
+def _fits(one: Plan, request: Request) -> bool:
+    for block in one.blocks:
+        cap = request.block_budgets.get(block.block)
+        if cap is not None and block.planned_bytes > cap:
+            return False
+    if one.features != "rerun" and one.disk_bytes > request.disk_bytes:
+        return False
+    return request.budget_bytes is None or one.planned_bytes <= request.budget_bytes
+
+
+def _by_speed(one: Plan) -> tuple[float, int]:
+    return one.epoch_seconds, one.planned_bytes
+
+
+def _by_memory(one: Plan) -> tuple[float, int]:
+    return one.planned_bytes, round(1e9 * one.epoch_seconds)
+
+
+def _with_block_budgets(chosen: Plan, request: Request) -> Plan:
+    """Give every block what the whole leaves it: its arrays and graphs, and the room that graphs run in by turns."""
+    if chosen.budget_bytes is None:
+        budgets = [request.block_budgets.get(block.block) for block in chosen.blocks]
+    else:
+        room = chosen.budget_bytes - chosen.training_bytes
+        budgets = [
+            min(
+                block.planned_bytes + room + _slack(chosen, block),
+                request.block_budgets.get(block.block, chosen.budget_bytes),
+            )
+            for block in chosen.blocks
+        ]
+    pairs = zip(chosen.blocks, budgets, strict=True)
+    return dataclasses.replace(
+        chosen, blocks=tuple(dataclasses.replace(block, budget_bytes=budget) for block, budget in pairs)
     )
 
 
-def _nothing_fits(candidates: list[Plan], budget_bytes: int) -> BudgetError:
-    smallest = min(candidates, key=lambda candidate: candidate.planned_bytes)
-    last = candidates[-1]
-    largest = max(last.blocks, key=lambda block: block.planned_bytes)
-    needed = smallest.planned_bytes
+def _slack(chosen: Plan, block: BlockPlan) -> int:
+    """By how much the run of a block may grow before it is the largest."""
+    if chosen.schedule == "stage":
+        return 0
+    return max(one.transient_bytes for one in chosen.blocks) - block.transient_bytes
+
+
+def _check_block_budgets(manifest: Manifest, request: Request) -> None:
+    known = [block.name for block in manifest.blocks]
+    for name, cap in request.block_budgets.items():
+        if name not in known:
+            raise BudgetError(f"there is no block `{name}` to give a budget to", hint=f"its blocks: {', '.join(known)}")
+        if cap <= 0:
+            raise BudgetError(f"a budget of {cap} bytes for block `{name}` holds nothing")
+
+
+def _nothing_fits(manifest: Manifest, request: Request) -> BudgetError:
+    free = dataclasses.replace(request, budget_bytes=None, block_budgets={}, prefer="memory")
+    schedule = request.schedule or "stage"
+    found = [one for one in _plans(manifest, free, schedule) if _fits(one, free)]
+    if not found:
+        needed = min(one.disk_bytes for one in _plans(manifest, free, schedule))
+        return BudgetError(
+            f"files of features take {needed:,} bytes on disk, {request.disk_bytes:,} may be used",
+            hint="give `--features rerun` to run blocks again instead, or `--features uint8` for smaller files",
+        )
+    smallest = min(found, key=_by_memory)
+    for block in smallest.blocks:
+        cap = request.block_budgets.get(block.block)
+        if cap is not None and block.planned_bytes > cap:
+            return BudgetError(
+                f"block `{block.block}` needs {block.planned_bytes:,} bytes at micro-batch {block.micro_batch}, "
+                f"its budget is {cap:,}: {_largest_tensors(manifest, block)}",
+                hint=f"give it `--block-budget {block.block}={-(-block.planned_bytes // MIB)}MiB`",
+            )
+    needed, budget = smallest.planned_bytes, request.budget_bytes or 0
+    block = max(
+        (one for one in smallest.blocks if one.graphs), key=lambda one: one.planned_bytes, default=smallest.blocks[0]
+    )
     return BudgetError(
-        f"the run needs {needed:,} bytes, the budget is {budget_bytes:,}; most goes to block `{largest.block}`: "
-        f"{format_bytes(largest.planned_bytes)} at micro-batch {last.micro_batch}",
+        f"the run needs {needed:,} bytes, the budget is {budget:,}; most goes to block `{block.block}`: "
+        f"{format_bytes(block.planned_bytes)} at micro-batch {block.micro_batch} ({_largest_tensors(manifest, block)})",
         hint=f"give it `--budget {-(-needed // MIB)}MiB`; the smallest budget that works is {needed:,} bytes",
     )
+
+
+def _largest_tensors(manifest: Manifest, part: BlockPlan) -> str:
+    """The three largest of what a block holds at its worst moment, in words."""
+    block = next(one for one in manifest.blocks if one.name == part.block)
+    held = [(f"weight `{spec.name}`", spec.nbytes) for spec in block.parameters]
+    copies = len(block.slots) + (1 if part.gradient_bytes else 0)
+    held += [(f"gradient and state of `{spec.name}`", copies * spec.nbytes) for spec in block.parameters]
+    for kind in part.graphs:
+        if kind != "apply":
+            moment = block.graphs[kind].worst_moment(part.micro_batch)
+            held += [(f"`{one.name}` of {one.operator}", one.at(part.micro_batch)) for one in moment.tensors]
+    held.sort(key=lambda one: -one[1])
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in held[:3])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeff.rows import Rows
 from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import Array
-from edgeff.runtime.network import Chain, Network
+from edgeff.runtime.network import Chain, Graphs, Network
 
 DEFAULT_MICRO_BATCH = 32
 
@@ -64,14 +64,14 @@ def forward(network: Network, x: Rows, *, blocks: int, micro_batch: int) -> Iter
     Yields:
         Which rows, and the log-probabilities (rows, classes) of each block.
     """
-    buffers = allocate_buffers(network.manifest, min(micro_batch, len(x)), {})
-    chain = Chain(network, ["forward"] * blocks, buffers)
+    buffers = allocate_buffers(network.manifest, min(micro_batch, len(x)), {}, last=blocks - 1)
+    chain = Chain(network, Graphs(network.artifact, network.engine), ["forward"] * blocks, buffers)
     for first in range(0, len(x), buffers.rows):
         place = slice(first, min(first + buffers.rows, len(x)))
         rows = place.stop - place.start
         buffers.features[:rows] = network.preprocessing.apply(x[place])
         found = []
-        for call in chain.calls(rows):
-            call.run()
+        for part in chain.parts(rows):
+            part.call.run()
             found.append(buffers.log_probabilities[:rows].copy())
         yield place, found

@@ -23,12 +23,14 @@ class AdaptSettings:
         epochs: Passes through the user's training rows.
         batch_size: Rows of a batch, replay rows included.
         learning_rate: At the first step.
-        schedule: `constant` or `cosine`.
+        lr_schedule: `constant` or `cosine`.
         replay_fraction: Part of each batch that is replay rows.
         guard_fraction: Part of the user's rows that is held out; 0 keeps the last epoch's weights unseen.
         seed: Of order and dropout.
         blocks: Names of the blocks to train; None for all.
         checkpoint_steps: Updates between two checkpoints; 0 for one at the end of each epoch only.
+        schedule: `sweep`: all blocks learn from every batch. `stage`: one block after another, each for all epochs.
+        feature_dtype: Of the files between blocks, for `stage`: `float32` changes nothing, `float16` and `uint8` round.
 
     Raises:
         RunError: A value that no run can have.
@@ -37,12 +39,14 @@ class AdaptSettings:
     epochs: int
     batch_size: int
     learning_rate: float
-    schedule: str = "cosine"
+    lr_schedule: str = "cosine"
     replay_fraction: float = 0.0
     guard_fraction: float = 0.25
     seed: int = 0
     blocks: tuple[str, ...] | None = None
     checkpoint_steps: int = 100
+    schedule: str = "sweep"
+    feature_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _need(self.epochs >= 1, f"a run of {self.epochs} epochs trains nothing, needed 1 or more", _leave_out("epochs"))
@@ -54,10 +58,15 @@ class AdaptSettings:
         rate, wanted = self.learning_rate, "finite" if self.learning_rate == math.inf else "above 0"
         _need(0 < rate < math.inf, f"the learning rate must be {wanted}, got `{rate}`", _leave_out("learning-rate"))
         _need(
-            self.schedule in SCHEDULE_NAMES,
-            f"unknown learning-rate schedule `{self.schedule}`",
+            self.lr_schedule in SCHEDULE_NAMES,
+            f"unknown learning-rate schedule `{self.lr_schedule}`",
             f"known: {', '.join(SCHEDULE_NAMES)}",
         )
+        for name, value, known in (
+            ("schedule", self.schedule, ("sweep", "stage")),
+            ("dtype of features", self.feature_dtype, ("float32", "float16", "uint8")),
+        ):
+            _need(value in known, f"unknown {name} `{value}`", f"known: {', '.join(known)}")
         _need_fraction("replay", self.replay_fraction, "train on your rows alone")
         _need_fraction("guard", self.guard_fraction, "hold no rows out")
         _need(self.seed >= 0, f"the seed must be 0 or more, got `{self.seed}`", "leave it out for 0")

@@ -1,7 +1,8 @@
-"""The training loop: every batch passes all blocks in micro-batches, and each block that is trained updates itself.
+"""The training loop: every batch passes some consecutive blocks, and each of them that is trained updates itself.
 
-A block hands over what its weights before the update gave, whether it updates at once (`step`) or when the batch is
-complete (`accumulate`, then `apply`). The trainer yields progress and prints nothing.
+These are all blocks (`sweep`), or a single one whose inputs come from elsewhere (`stage`). A block hands over what its
+weights before the update gave, whether it updates at once (`step`) or when the batch is complete (`accumulate`, then
+`apply`). The trainer yields progress and prints nothing.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeff.errors import RunError
-from edgeff.manifest import GraphKind
 from edgeff.optimizer import rates
 from edgeff.rows import Rows
+from edgeff.runtime.block_meter import BlockMeter
 from edgeff.runtime.buffers import Buffers, allocate_buffers
 from edgeff.runtime.engine import Call
+from edgeff.runtime.memory import BlockMemory
 from edgeff.runtime.meter import MemoryReading, Meter
-from edgeff.runtime.network import Chain, Network
+from edgeff.runtime.network import Chain, Graphs, Network, Part
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
-from edgeff.runtime.plan import Plan
+from edgeff.runtime.plan import APPLY_NUMBERS, BlockPlan, Plan
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -39,11 +41,13 @@ class Position:
         epoch: Being trained; counts from 1.
         batch: Of that epoch, the next one to train on; counts from 0.
         step: Updates made so far.
+        stage: Blocks that are finished; 0 where all are trained together.
     """
 
     epoch: int = 1
     batch: int = 0
     step: int = 0
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class TrainingRows:
     """What is trained on.
 
     Attributes:
-        x: Raw rows; the row numbers of `order` count them.
+        x: Rows as the first of the blocks takes them; the row numbers of `order` count them.
         y: Labels, int64 (rows,).
         order: Which rows make up which batch.
     """
@@ -99,6 +103,7 @@ class Progress:
         batches: Of an epoch.
         loss: Of the batch by trained block, before the update.
         rows: Of the batch.
+        micro_batch: Rows that went from block to block at once.
         seconds: It took.
         learning_rate: It used.
         measured: The process's memory after it; None where nothing measures.
@@ -108,6 +113,7 @@ class Progress:
     batches: int
     loss: Mapping[str, float]
     rows: int
+    micro_batch: int
     seconds: float
     learning_rate: float
     measured: MemoryReading | None = None
@@ -119,15 +125,17 @@ class Progress:
 
 
 class Trainer:
-    """Trains a network as planned.
+    """Trains some consecutive blocks of a network as planned.
 
     Args:
-        network: Opened with the plan's trained blocks, and with gradient sums where the plan accumulates.
+        network: Has these blocks in memory, with gradient sums where the plan accumulates.
         plan: Which graphs run, at what micro-batch.
         rows: What is trained on.
         learning_rate: By step.
         seed: Of dropout.
         meter: Measures after every update.
+        block_meter: Measures blocks one by one.
+        only: Number of the one block to train; None for all.
     """
 
     def __init__(
@@ -139,6 +147,8 @@ class Trainer:
         learning_rate: LearningRate,
         seed: int,
         meter: Meter | None = None,
+        block_meter: BlockMeter | None = None,
+        only: int | None = None,
     ) -> None:
         self._network = network
         self._plan = plan
@@ -146,6 +156,19 @@ class Trainer:
         self._learning_rate = learning_rate
         self._seed = seed
         self._meter = meter
+        self._block_meter = block_meter
+        self._only = only
+
+    @property
+    def network(self) -> Network:
+        """What is trained."""
+        return self._network
+
+    def change_plan(self, plan: Plan) -> None:
+        """Go on by another plan, from the next epoch that is begun; the schedule must be the same."""
+        self._plan = plan
+        accumulates = any("accumulate" in part.graphs for part in plan.blocks)
+        self._network = self._network.accumulating(accumulates)
 
     def epoch(self, start: Position) -> Iterator[Progress]:
         """Train from a position to the end of its epoch; the graphs are loaded for just as long.
@@ -158,70 +181,93 @@ class Trainer:
             EngineError: A graph cannot be run.
             DataError: Rows cannot be read.
         """
-        sweep = _Sweep(self._network, self._plan, self._rows, self._seed)
+        update = _Update(self._network, self._plan, self._rows, self._seed, self._only, self._block_meter)
         batches = self._rows.order.batches_per_epoch
         position = start
         for index in self._rows.order.batches(start.epoch, start.batch):
             began = time.perf_counter()
             position = replace(position, batch=position.batch + 1, step=position.step + 1)
             rate = self._learning_rate.at(position.step)
-            loss = sweep.update(index, position.step, rates(self._network.manifest.optimizer, rate, position.step))
+            loss = update.run(index, position.step, rates(self._network.manifest.optimizer, rate, position.step))
             seconds = time.perf_counter() - began
             measured = self._meter.read() if self._meter else None
-            yield Progress(position, batches, loss, len(index), seconds, rate, measured)
+            yield Progress(position, batches, loss, len(index), self._plan.micro_batch, seconds, rate, measured)
 
 
-class _Sweep:
-    """The graphs of all blocks, loaded and bound, and one update with them."""
+class _Update:
+    """The graphs of the blocks, loaded and bound, and one update with them."""
 
-    def __init__(self, network: Network, plan: Plan, rows: TrainingRows, seed: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan,
+        rows: TrainingRows,
+        seed: int,
+        only: int | None,
+        block_meter: BlockMeter | None,
+    ) -> None:
         manifest = network.manifest
         self._network = network
         self._rows = rows
         self._seed = seed
-        self._trained = {block for block, part in enumerate(plan.blocks) if part.trained}
-        kinds: list[GraphKind] = [part.graphs[0] for part in plan.blocks if part.graphs]
+        self._meter = block_meter
+        first = 0 if only is None else only
+        parts: list[BlockPlan] = [part for part in plan.blocks if part.graphs] if only is None else [plan.blocks[only]]
+        numbered = list(enumerate(parts, first))
+        self._trained = [block for block, part in numbered if part.trained]
         self._takes_seed = {
-            block for block, kind in enumerate(kinds) if "seed" in manifest.blocks[block].graphs[kind].inputs
+            block for block, part in numbered if "seed" in manifest.blocks[block].graphs[part.graphs[0]].inputs
         }
-        self._buffers: Buffers = allocate_buffers(manifest, plan.micro_batch, rates(manifest.optimizer, 1.0, 1))
-        self._chain = Chain(network, kinds, self._buffers)
+        self._buffers: Buffers = allocate_buffers(
+            manifest, plan.micro_batch, rates(manifest.optimizer, 1.0, 1), first=first, last=only
+        )
+        graphs = Graphs(network.artifact, network.engine)
+        self._chain = Chain(
+            network,
+            graphs,
+            [part.graphs[0] for part in parts],
+            self._buffers,
+            micro_batches=[part.micro_batch for part in parts],
+            first=first,
+        )
         self._applies = {
-            block: self._bind_apply(block) for block in self._trained if "apply" in plan.blocks[block].graphs
+            block: _Apply(network.memory(block), graphs, block, self._buffers)
+            for block, part in numbered
+            if "apply" in part.graphs
         }
 
-    def _bind_apply(self, block: int) -> Call:
-        arrays = {**self._network.memories[block].arrays, **self._buffers.scalars}
-        return self._network.graph(block, "apply").bind(arrays)
-
-    def update(self, index: NDArray[np.int64], step: int, scalars: Mapping[str, float]) -> dict[str, float]:
+    def run(self, index: NDArray[np.int64], step: int, scalars: Mapping[str, float]) -> dict[str, float]:
         """One batch: the loss of every trained block."""
         self._buffers.set_rates(scalars)
-        loss = dict.fromkeys(sorted(self._trained), 0.0)
-        for number, part in enumerate(even_parts(index, self._buffers.rows)):
+        loss = dict.fromkeys(self._trained, 0.0)
+        row = 0
+        for part in even_parts(index, self._buffers.rows):
             self._fill(part, batch_rows=len(index))
-            self._run_blocks(len(part), step, number, loss)
+            for run in self._chain.parts(len(part)):
+                self._run(run, step, row + run.rows.start, loss)
+            row += len(part)
         self._check_finite(loss, step)
-        for block, call in self._applies.items():
-            call.run()
-            self._network.memories[block].zero_gradients()
+        for apply in self._applies.values():
+            apply.run()
         return {self._name(block): value for block, value in loss.items()}
 
     def _fill(self, index: NDArray[np.int64], *, batch_rows: int) -> None:
         rows = len(index)
-        self._buffers.features[:rows] = self._network.preprocessing.apply(self._rows.x[index])
+        self._buffers.features[:rows] = self._rows.x[index]
         self._buffers.y[:rows] = self._rows.y[index]
         # The gradients of micro-batches add up to that of the batch's mean loss.
         self._buffers.row_weight[:rows] = 1.0 / batch_rows
 
-    def _run_blocks(self, rows: int, step: int, number: int, loss: dict[int, float]) -> None:
+    def _run(self, run: Part, step: int, row: int, loss: dict[int, float]) -> None:
         scalars = self._buffers.scalars
-        for block, call in enumerate(self._chain.calls(rows)):
-            if block in self._takes_seed:
-                scalars["seed"][...] = graph_seed(self._seed, step=step, micro_batch=number, block=block)
-            call.run()
-            if block in self._trained:
-                loss[block] += float(scalars["loss"])
+        if run.block in self._takes_seed:
+            scalars["seed"][...] = graph_seed(self._seed, step=step, row=row, block=run.block)
+        if self._meter:
+            self._meter.measure(run.block, step, run.call.run)
+        else:
+            run.call.run()
+        if run.block in loss:
+            loss[run.block] += float(scalars["loss"])
 
     def _check_finite(self, loss: Mapping[int, float], step: int) -> None:
         for block, value in loss.items():
@@ -233,3 +279,28 @@ class _Sweep:
 
     def _name(self, block: int) -> str:
         return self._network.manifest.blocks[block].name
+
+
+class _Apply:
+    """The update of a block once a batch is complete, in pieces whose temporaries are small."""
+
+    # Of a larger block the pieces are bound anew each time: so many calls would take more memory than they save time.
+    _KEPT = 16
+
+    def __init__(self, memory: BlockMemory, graphs: Graphs, block: int, buffers: Buffers) -> None:
+        self._memory = memory
+        self._graph = graphs.of(block, "apply")
+        self._buffers = buffers
+        numbers = len(memory.runs["parameter"])
+        self._starts = range(0, numbers, APPLY_NUMBERS)
+        self._calls = [self._bind(start) for start in self._starts] if len(self._starts) <= self._KEPT else None
+
+    def run(self) -> None:
+        """Update, and begin a new sum of gradients."""
+        for call in self._calls or map(self._bind, self._starts):
+            call.run()
+        self._memory.zero_gradients()
+
+    def _bind(self, start: int) -> Call:
+        runs = {role: run[start : start + APPLY_NUMBERS] for role, run in self._memory.runs.items()}
+        return self._graph.bind({**runs, **self._buffers.scalars})

@@ -15,7 +15,7 @@ from tiny_artifact import CLASSES, FEATURES, Tiny, make_dataset, make_manifest, 
 
 from edgeff.dataset import Dataset
 from edgeff.errors import BudgetError, DataError, RunError
-from edgeff.runtime.adapt import Adaptation, plan_adaptation
+from edgeff.runtime.adapt import Adaptation, adaptation_request
 from edgeff.runtime.allocator import AllocatorMode
 from edgeff.runtime.checkpoint import RunFolder, read_weights
 from edgeff.runtime.engine import OnnxRuntime
@@ -25,7 +25,7 @@ from edgeff.runtime.guard import best_epoch, guard_split
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import check_dataset, prepare_rows
 from edgeff.runtime.network import open_network
-from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan import Request, plan, smallest_budget
 from edgeff.runtime.settings import AdaptSettings, default_settings
 from edgeff.runtime.trainer import Position, Progress
 
@@ -46,8 +46,9 @@ def artifact(tmp_path_factory):
 def make_run(artifact, engine, tmp_path):
     def make(name="run", settings=SETTINGS, dataset=None, budget=None, source=artifact):
         rows = dataset or make_dataset(48)
-        planned = plan_adaptation(source.manifest, settings, len(rows), budget_bytes=budget)
-        return Adaptation(source, rows, settings, planned, engine, RunFolder(tmp_path / name))
+        request = adaptation_request(source.manifest, settings, len(rows), budget_bytes=budget, schedule="sweep")
+        planned = plan(source.manifest, request)
+        return Adaptation(source, rows, settings, request, planned, engine, RunFolder(tmp_path / name))
 
     return make
 
@@ -151,9 +152,8 @@ def test_blocks_that_are_not_trained_do_not_change(make_run, artifact):
 
 
 def test_a_budget_changes_the_micro_batch_and_hardly_the_weights(make_run, artifact):
-    needed = smallest_budget(
-        artifact.manifest, batch_size=8, row_bytes=10 * artifact.manifest.input.nbytes + 24 * (48 + 10)
-    )
+    request = adaptation_request(artifact.manifest, SETTINGS, 48, budget_bytes=None, schedule="sweep")
+    needed = smallest_budget(artifact.manifest, request)
     free, tight = make_run("free"), make_run("tight", budget=needed)
     assert free.plan.planned_bytes >= tight.plan.planned_bytes
     for run in (free, tight):
@@ -313,14 +313,15 @@ def test_defaults_are_the_artifacts_and_ask_for_no_replay_that_is_not_there():
 
 
 def test_a_plan_counts_the_rows_that_stay_in_memory(artifact):
-    without = plan(artifact.manifest, budget_bytes=None, batch_size=8)
-    found = plan_adaptation(artifact.manifest, SETTINGS, 48, budget_bytes=None)
-    assert found.planned_bytes - without.planned_bytes == found.row_bytes == 10 * 4 * FEATURES + 24 * 58
+    without = plan(artifact.manifest, Request(budget_bytes=None, batch_size=8))
+    request = adaptation_request(artifact.manifest, SETTINGS, 48, budget_bytes=None)
+    found = plan(artifact.manifest, request)
+    assert found.planned_bytes - without.planned_bytes == request.row_bytes == 10 * 4 * FEATURES + 24 * 58
 
 
 def test_a_plan_for_an_unknown_block_is_refused(artifact):
     with pytest.raises(RunError, match=r"^the artifact has no block `head`$"):
-        plan_adaptation(artifact.manifest, replace(SETTINGS, blocks=("head",)), 48, budget_bytes=None)
+        adaptation_request(artifact.manifest, replace(SETTINGS, blocks=("head",)), 48, budget_bytes=None)
 
 
 # --- rows ---
@@ -333,10 +334,10 @@ def test_a_batch_is_replay_rows_and_own_rows_in_proportion(artifact):
     for index in rows.order.batches(1):
         assert (index < 10).sum() == 2
         from_replay = index[index < 10]
-        np.testing.assert_array_equal(rows.x[from_replay], replay[0][from_replay])
+        np.testing.assert_array_equal(rows.x.rows[from_replay], replay[0][from_replay])
         np.testing.assert_array_equal(rows.y[from_replay], replay[1][from_replay])
     own, _ = guard_split(dataset, 0.25)
-    np.testing.assert_array_equal(rows.x[10:], dataset.x[own])
+    np.testing.assert_array_equal(rows.x.rows[10:], dataset.x[own])
     np.testing.assert_array_equal(rows.y[10:], dataset.y[own])
 
 

@@ -41,7 +41,7 @@ def artifact(tmp_path_factory):
 @pytest.fixture
 def network(artifact, engine):
     found = open_network(artifact, engine, trained=["block1", "block2"])
-    for seed, array in enumerate((*found.weights().values(), *found.state().values())):
+    for seed, array in enumerate(found.resident().values()):
         array[...] = np.random.default_rng(seed).normal(size=array.shape)
     return found
 
@@ -64,7 +64,7 @@ def mark(artifact, step=7, **other):
 
 
 def all_arrays(network):
-    return {**network.weights(), **network.state()}
+    return network.resident()
 
 
 def copies(network):
@@ -320,17 +320,20 @@ from pathlib import Path
 import numpy as np
 from edgeff.artifact import open_artifact
 from edgeff.dataset import Dataset
-from edgeff.runtime.adapt import Adaptation, plan_adaptation
+from edgeff.runtime.adapt import Adaptation, adaptation_request
 from edgeff.runtime.checkpoint import RunFolder
 from edgeff.runtime.engine import OnnxRuntime
+from edgeff.runtime.plan import plan
 from edgeff.runtime.settings import AdaptSettings
 
 artifact = open_artifact(Path(sys.argv[1]))
 rows = np.load(sys.argv[2])
 dataset = Dataset("rows", rows["x"], rows["y"])
 settings = AdaptSettings(epochs=3, batch_size=8, learning_rate=0.1, replay_fraction=0.25, checkpoint_steps=2, seed=5)
-plan = plan_adaptation(artifact.manifest, settings, len(dataset), budget_bytes=None)
-run = Adaptation(artifact, dataset, settings, plan, OnnxRuntime(1), RunFolder(Path(sys.argv[3])))
+request = adaptation_request(artifact.manifest, settings, len(dataset), budget_bytes=None)
+planned = plan(artifact.manifest, request)
+folder = RunFolder(Path(sys.argv[3]))
+run = Adaptation(artifact, dataset, settings, request, planned, OnnxRuntime(1), folder)
 for event in run.run(resume=sys.argv[4] == "resume"):
     print(type(event).__name__, flush=True)
     if sys.argv[5:]:

@@ -99,10 +99,17 @@ def test_the_seed_decides_the_weights(tiny: TinyRun, tmp_path: Path) -> None:
 
 
 def test_settings_given_are_those_the_run_has(tiny: TinyRun, tmp_path: Path) -> None:
-    given = ("--batch-size", 16, "--learning-rate", 0.01, "--schedule", "constant", "--replay-fraction", 0.25)
+    given = ("--batch-size", 16, "--learning-rate", 0.01, "--lr-schedule", "constant", "--replay-fraction", 0.25)
     adapt(tiny, tmp_path / "run", *given, "--guard-fraction", 0.3, "--seed", 4)
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    wanted = {"batch_size": 16, "learning_rate": 0.01, "schedule": "constant", "replay_fraction": 0.25, "seed": 4}
+    wanted = {
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "lr_schedule": "constant",
+        "schedule": "sweep",
+        "replay_fraction": 0.25,
+        "seed": 4,
+    }
     assert settings == settings | wanted | {"epochs": 2, "guard_fraction": 0.3, "blocks": None}
 
 

@@ -53,6 +53,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         x, y, row_weight = (tensor.numpy() for tensor in rows_for(case, 6))
         feeds = {**starting(graphs), **drawn_state(graphs, ADAMW), **rate_feeds(ADAMW, RATE, STEP)}
         feeds |= {"x": x, "y": y, "row_weight": row_weight, "seed": np.array(SEED)}
+        # What `apply` takes is a run of numbers, of whichever tensor: here those of all tensors of its role.
+        for role in ("parameter", "gradient", "state.mean", "state.square"):
+            feeds[role] = np.concatenate([feeds[key].ravel() for key in sorted(feeds) if key.startswith(f"{role}.")])
         (folder / name).mkdir()
         np.savez(folder / name / "feeds.npz", **feeds)
         for kind, model in graphs.models.items():

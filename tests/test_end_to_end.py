@@ -5,6 +5,7 @@ import signal
 import subprocess
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -21,7 +22,7 @@ from edgeff.runtime.checkpoint import read_weights
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
-from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan import Request, plan, smallest_budget
 from edgeff.runtime.predict import predict
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer
@@ -159,14 +160,17 @@ def on_runtime(
     """Twenty updates of every block: losses, weights, and which rows made up the batches."""
     artifact = open_artifact(tiny.artifact)
     settings = AdaptSettings(
-        epochs=4, batch_size=BATCH, learning_rate=RATE, schedule="constant", guard_fraction=0.0, seed=11
+        epochs=4, batch_size=BATCH, learning_rate=RATE, lr_schedule="constant", guard_fraction=0.0, seed=11
     )
     rows = prepare_rows(artifact, open_dataset(str(tiny.own), data_dir=None), settings)
-    budget = smallest_budget(artifact.manifest, batch_size=BATCH) if micro_batch < BATCH else None
-    planned = plan(artifact.manifest, budget_bytes=budget, batch_size=BATCH)
-    assert (planned.micro_batch == BATCH) == (micro_batch == BATCH)
+    request = Request(batch_size=BATCH, schedule="sweep")
+    if micro_batch < BATCH:
+        request = replace(request, budget_bytes=smallest_budget(artifact.manifest, request))
+    planned = plan(artifact.manifest, request)
+    accumulates = planned.blocks[0].graphs == ("accumulate", "apply")
+    assert accumulates == (micro_batch < BATCH)
     names = [block.name for block in artifact.manifest.blocks]
-    network = open_network(artifact, OnnxRuntime(1), trained=names, accumulate=planned.micro_batch < BATCH)
+    network = open_network(artifact, OnnxRuntime(1), trained=names, accumulate=accumulates)
     trainer = Trainer(
         network, planned, rows=rows.training, learning_rate=LearningRate(RATE, "constant", STEPS), seed=settings.seed
     )

@@ -88,7 +88,10 @@ def test_gradients_of_micro_batches_add_up_in_place_to_the_step(engine):
             for name, array in arrays.items()
         }
         accumulate.bind(part).run()
-    apply.bind(arrays).run()
+    for name in ("w", "b"):
+        roles = {f"{role}.{name}": role for role in ("parameter", "gradient", "state.velocity")}
+        runs = {role: arrays[source].reshape(-1) for source, role in roles.items()}
+        apply.bind({**arrays, **runs}).run()
     np.testing.assert_allclose(arrays["parameter.w"], whole["parameter.w"], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(arrays["log_probabilities"], whole["log_probabilities"], rtol=1e-6)
 
@@ -118,8 +121,8 @@ def test_an_array_that_does_not_fit_is_refused_by_name(engine, name, value, need
 
 
 def test_a_missing_array_is_refused_by_name(engine):
-    with pytest.raises(EngineError, match=r"^`apply.onnx` needs an array for `parameter.w`$"):
-        engine.load(content("apply"), "apply.onnx").bind(
+    with pytest.raises(EngineError, match=r"^`step.onnx` needs an array for `parameter.w`$"):
+        engine.load(content("step"), "step.onnx").bind(
             {name: array for name, array in step_arrays()[2].items() if name != "parameter.w"}
         )
 

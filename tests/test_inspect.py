@@ -9,7 +9,7 @@ from edgeff.artifact import Artifact
 from edgeff.cli import COMMANDS
 from edgeff.container import Folder
 from edgeff.inspect import inspect_json, inspect_text
-from edgeff.manifest import GraphSpec, Line
+from edgeff.manifest import GraphSpec, Moment
 from edgeff.manifest_json import from_json
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest-v1.json"
@@ -101,8 +101,8 @@ def test_lines_that_depend_on_the_manifest(changes, line):
     ("transient", "words"),
     [
         ((), "none"),
-        ((Line(0, 2048),), "0 B + 2 KiB x micro-batch"),
-        ((Line(0, 2048), Line(1024, 1)), "largest of 0 B + 2 KiB x micro-batch; 1 KiB + 1 B x micro-batch"),
+        ((Moment(0, 2048),), "0 B + 2 KiB x micro-batch"),
+        ((Moment(0, 2048), Moment(1024, 1)), "largest of 0 B + 2 KiB x micro-batch; 1 KiB + 1 B x micro-batch"),
     ],
 )
 def test_transient_bytes_are_a_line_in_the_micro_batch_or_the_largest_of_some(transient, words):
@@ -120,7 +120,13 @@ def test_the_json_form_is_plain_json_with_bytes():
     assert (conv1["parameters"], conv1["gradient_bytes"], conv1["state_bytes"]) == (20, 80, 160)
     assert conv1["weight_bytes"] == 80 + 3 * 2 * 4
     assert (head["parameters"], head["handover"]) == (96, None)
-    assert head["graphs"]["step"]["transient"] == [{"fixed_bytes": 640, "row_bytes": 1088}]
+    assert head["graphs"]["step"]["transient"] == [
+        {
+            "fixed_bytes": 640,
+            "row_bytes": 1088,
+            "tensors": [{"name": "relu_1", "operator": "Relu", "fixed_bytes": 0, "row_bytes": 1024}],
+        }
+    ]
     assert facts["files"]["weights.safetensors"] == 4096
     assert facts["replay_rows"] == 4
 

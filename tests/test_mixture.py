@@ -51,7 +51,7 @@ def rows_of(x: np.ndarray) -> set[bytes]:
 def test_a_row_is_trained_on_or_held_out_and_never_both(artifact: Artifact) -> None:
     dataset = make_dataset(48)
     prepared = prepare_rows(artifact, dataset, replace(SETTINGS, guard_fraction=0.5))
-    own, guard = prepared.training.x[10:], prepared.guard.x[:]
+    own, guard = prepared.training.x.rows[10:], prepared.guard.x[:]
     assert len(guard) == 24
     assert rows_of(own) | rows_of(guard) == rows_of(dataset.x)
     assert not rows_of(own) & rows_of(guard)
@@ -66,7 +66,7 @@ def test_a_row_that_overlaps_the_guard_is_neither_trained_on_nor_held_out(artifa
     dataset = Dataset("windows", x, np.zeros(8, np.int64), sequence=np.zeros(8, np.int64))
     prepared = prepare_rows(artifact, dataset, SETTINGS)
     assert rows_of(prepared.guard.x[:]) == rows_of(x[6:])
-    assert rows_of(prepared.training.x[10:]) == rows_of(x[:5])
+    assert rows_of(prepared.training.x.rows[10:]) == rows_of(x[:5])
     assert prepared.training.order.own_rows == 5
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from tiny_artifact import CLASSES, FEATURES, Oracle, Tiny, make_rows, write_tiny
 
 from edgeff.artifact import Artifact
 from edgeff.errors import RunError
+from edgeff.manifest import GraphKind
 from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import Graph, OnnxRuntime
-from edgeff.runtime.network import Chain, Network, check_block_names, open_network
+from edgeff.runtime.network import Chain, Graphs, Network, check_block_names, open_network, open_on_disk
+from edgeff.runtime.store import ArtifactStore
 
 TINY = Tiny(blocks=3, fusion=(1.0, 0.5, 0.25))
 
@@ -68,41 +70,59 @@ def test_opening_a_network_loads_no_graph(artifact: Artifact, engine: Counting) 
 def test_only_trained_blocks_have_optimizer_state_and_only_accumulating_ones_gradient_sums(
     artifact: Artifact, engine: Counting
 ) -> None:
-    assert open_network(artifact, engine).state() == {}
+    assert open_network(artifact, engine).resident().keys() == artifact.tensors().keys()
     network = open_network(artifact, engine, trained=["block2"])
-    assert set(network.state()) == {"state/velocity/block2.w", "state/velocity/block2.b"}
-    assert all((array == 0).all() for array in network.state().values())
+    state = {key: array for key, array in network.resident().items() if key.startswith("state/")}
+    assert set(state) == {"state/velocity/block2.w", "state/velocity/block2.b"}
+    assert all((array == 0).all() for array in state.values())
     assert not [name for memory in network.memories for name in memory.arrays if name.startswith("gradient.")]
     network = open_network(artifact, engine, trained=["block2"], accumulate=True)
     sums = [{name for name in memory.arrays if name.startswith("gradient.")} for memory in network.memories]
     assert sums == [set(), {"gradient.w", "gradient.b"}, set()]
 
 
-def test_weights_of_a_run_are_taken_over_without_a_copy_unless_they_may_not_be_written(
-    artifact: Artifact, engine: Counting
+def test_weights_of_a_run_are_copied_into_the_networks_own_arrays(artifact: Artifact, engine: Counting) -> None:
+    weights = {key: 2 * array for key, array in artifact.tensors().items()}
+    opened = open_network(artifact, engine, weights=weights).weights()
+    for key, array in weights.items():
+        np.testing.assert_array_equal(opened[key], array)
+        assert not np.shares_memory(opened[key], array)
+
+
+@pytest.mark.parametrize("spoil", [lambda w: w.pop("block2.b"), lambda w: w.update({"block2.b": np.zeros(9)})])
+def test_weights_that_lack_one_or_have_another_shape_are_refused(
+    artifact: Artifact, engine: Counting, spoil: Callable[[dict[str, Any]], Any]
 ) -> None:
     weights = artifact.tensors()
-    weights["block1.w"].flags.writeable = False
-    opened = open_network(artifact, engine, weights=weights).weights()
-    assert np.shares_memory(opened["block1.b"], weights["block1.b"])
-    assert not np.shares_memory(opened["block1.w"], weights["block1.w"])
-    assert opened["block1.w"].flags.writeable
-    np.testing.assert_array_equal(opened["block1.w"], weights["block1.w"])
+    spoil(weights)
+    with pytest.raises(RunError, match=r"`block2\.b`"):
+        open_network(artifact, engine, weights=weights)
 
 
-def test_the_artifacts_weights_are_read_block_by_block(
-    artifact: Artifact, engine: Counting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[set[str]] = []
-    tensors = Artifact.tensors
+def test_what_the_optimizer_updates_is_one_run_of_numbers_for_each_role(artifact: Artifact, engine: Counting) -> None:
+    network = open_network(artifact, engine, trained=["block1"], accumulate=True)
+    memory = network.memory(0)
+    assert set(memory.runs) == {"parameter", "gradient", "state.velocity"}
+    for role, run in memory.runs.items():
+        places = []
+        for name in ("w", "b"):
+            view = memory.arrays[f"{role}.{name}"]
+            assert np.shares_memory(view, run)
+            places.append((view.ctypes.data - run.ctypes.data) // 4)
+        assert places == [0, 32]  # 24 numbers, and padding up to a cache line
+    assert network.memory(1).runs == {}
 
-    def noted(self: Artifact, keys: Any = None) -> dict[str, np.ndarray]:
-        read.append({key.partition(".")[0] for key in keys})
-        return tensors(self, keys)
 
-    monkeypatch.setattr(Artifact, "tensors", noted)
-    open_network(artifact, engine)
-    assert read == [{"block1"}, {"block2"}, {"block3"}]
+def test_a_block_that_is_not_in_memory_is_read_for_who_asks(artifact: Artifact, engine: Counting) -> None:
+    on_disk = open_on_disk(artifact, engine, ArtifactStore(artifact))
+    assert on_disk.resident() == {}
+    for key, array in artifact.tensors().items():
+        np.testing.assert_array_equal(on_disk.weights()[key], array)
+    assert on_disk.memory(1) is not on_disk.memory(1)
+    one = on_disk.holding(1, accumulate=True)
+    assert one.memory(1) is one.memory(1)
+    assert [memory is None for memory in one.memories] == [True, False, True]
+    assert {key.rpartition("/")[2].partition(".")[0] for key in one.resident()} == {"block2"}
 
 
 def test_names_of_blocks_are_checked_one_by_one(artifact: Artifact) -> None:
@@ -119,17 +139,26 @@ def test_names_of_blocks_are_checked_one_by_one(artifact: Artifact) -> None:
 def through(network: Network, chain: Chain, buffers: Any, x: np.ndarray) -> Iterator[np.ndarray]:
     """Log-probabilities of each block of a chain for a micro-batch."""
     buffers.features[: len(x)] = network.preprocessing.apply(x)
-    for call in chain.calls(len(x)):
-        call.run()
+    for part in chain.parts(len(x)):
+        part.call.run()
+        if part.rows.stop < len(x):
+            continue
         yield buffers.log_probabilities[: len(x)].copy()
 
 
+def chain_of(network: Network, kinds: Sequence[GraphKind], buffers: Any, **more: Any) -> Chain:
+    return Chain(network, Graphs(network.artifact, network.engine), kinds, buffers, **more)
+
+
+@pytest.mark.parametrize("sizes", [None, (9, 9, 9), (1, 4, 2), (3, 9, 1)])
+@pytest.mark.parametrize("resident", [True, False])
 def test_every_block_reads_what_the_one_before_handed_over_whatever_the_micro_batch(
-    artifact: Artifact, network: Network
+    artifact: Artifact, network: Network, resident: bool, sizes: Sequence[int] | None
 ) -> None:
+    network = network if resident else open_on_disk(artifact, network.engine, ArtifactStore(artifact))
     oracle = Oracle(TINY, artifact.tensors())
     buffers = allocate_buffers(artifact.manifest, 9, {})
-    chain = Chain(network, ["forward"] * 3, buffers)
+    chain = chain_of(network, ["forward"] * 3, buffers, micro_batches=sizes)
     x, _ = make_rows(30, seed=3)
     for rows in (9, 1, 4, 9, 4):  # smaller ones after larger ones: nothing of the larger may be left
         expected, _ = oracle.scores(x[:rows])
@@ -139,22 +168,23 @@ def test_every_block_reads_what_the_one_before_handed_over_whatever_the_micro_ba
 
 
 def test_a_chain_loads_one_graph_for_each_of_its_blocks_and_no_other(network: Network, engine: Counting) -> None:
-    Chain(network, ["forward", "step"], allocate_buffers(network.manifest, 4, {"learning_rate": 0.1}))
+    chain_of(network, ["forward", "step"], allocate_buffers(network.manifest, 4, {"learning_rate": 0.1}))
     assert engine.names == ["blocks/block1.forward.onnx", "blocks/block2.step.onnx"]
 
 
-def test_graphs_are_bound_once_for_each_micro_batch(network: Network, engine: Counting) -> None:
-    chain = Chain(network, ["forward", "forward"], allocate_buffers(network.manifest, 4, {}))
-    four, two = chain.calls(4), chain.calls(2)
-    assert len(four) == len(two) == 2
-    assert chain.calls(4) is four
-    assert chain.calls(2) is two
-    assert len(engine.names) == 2
+def test_graphs_are_bound_once_for_each_part_of_a_micro_batch(network: Network) -> None:
+    chain = chain_of(network, ["forward", "forward"], allocate_buffers(network.manifest, 4, {}), micro_batches=[2, 4])
+    four, three = ([(part.block, part.rows.start, part.call) for part in chain.parts(rows)] for rows in (4, 3))
+    assert [(block, start) for block, start, _ in four] == [(0, 0), (0, 2), (1, 0)]
+    again = [(part.block, part.rows.start, part.call) for part in chain.parts(4)]
+    assert all(one is other for (_, _, one), (_, _, other) in zip(four, again, strict=True))
+    assert three[0][2] is four[0][2]
+    assert three[1][2] is not four[1][2]
 
 
 def test_a_chain_sees_weights_that_change_after_it_was_bound(artifact: Artifact, network: Network) -> None:
     buffers = allocate_buffers(artifact.manifest, 5, {})
-    chain = Chain(network, ["forward"], buffers)
+    chain = chain_of(network, ["forward"], buffers)
     x, _ = make_rows(5)
     (before,) = through(network, chain, buffers, x)
     for array in network.weights().values():
@@ -166,10 +196,10 @@ def test_a_chain_sees_weights_that_change_after_it_was_bound(artifact: Artifact,
 
 
 def test_the_graphs_are_gone_with_the_chain(network: Network) -> None:
-    chain = Chain(network, ["forward"], allocate_buffers(network.manifest, 2, {}))
-    (call,) = chain.calls(2)
-    held = [weakref.ref(one) for one in (chain, call)]
-    del chain, call
+    chain = chain_of(network, ["forward"], allocate_buffers(network.manifest, 2, {}))
+    (part,) = chain.parts(2)
+    held = [weakref.ref(one) for one in (chain, part.call)]
+    del chain, part
     # At once, with no collection: their memory is wanted for the next ones.
     assert [one() for one in held] == [None, None]
 
@@ -179,4 +209,4 @@ def test_the_network_knows_its_manifest_and_prepares_rows_as_it_says(artifact: A
     x = np.ones((2, FEATURES), np.float32)
     np.testing.assert_array_equal(network.preprocessing.apply(x), np.full((2, FEATURES), (1 - 0.25) * 2, np.float32))
     assert len(network.memories) == 3
-    assert network.memories[1].arrays["parameter.w"].shape == (CLASSES, CLASSES)
+    assert network.memory(1).arrays["parameter.w"].shape == (CLASSES, CLASSES)

@@ -63,4 +63,4 @@ def test_even_parts_are_as_few_and_as_equal_as_can_be(count: int, most: int) -> 
 def test_a_run_that_is_gone_on_with_after_an_upgrade_finds_the_order_it_began_with() -> None:
     order = MixedOrder(own_rows=7, replay_rows=5, batch_size=4, replay_fraction=0.5, seed=11)
     assert [batch.tolist() for batch in order.batches(2)] == [[2, 3, 11, 8], [2, 3, 6, 9], [1, 4, 7, 5], [0, 10]]
-    assert graph_seed(11, step=3, micro_batch=1, block=2) == 7766977862063547888
+    assert graph_seed(11, step=3, row=1, block=2) == 7766977862063547888

@@ -1,157 +1,255 @@
-"""The planner: a pure function from manifest and budget to bytes."""
+"""`runtime/plan.py`: pure arithmetic, checked against sums made here in another way."""
 
-import re
-import sys
+from __future__ import annotations
+
+import math
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from tiny_artifact import CLASSES, FEATURES, Tiny, make_manifest
 
 from edgeff.errors import BudgetError
-from edgeff.manifest import Line
-from edgeff.runtime import plan as plan_module
-from edgeff.runtime.plan import micro_batches, plan, session_bytes, smallest_budget
-from edgeff.units import parse_bytes
+from edgeff.manifest import HeldTensor, Manifest, Moment
+from edgeff.runtime.buffers import allocate_buffers, buffer_bytes
+from edgeff.runtime.memory import allocate_memory
+from edgeff.runtime.plan import (
+    APPLY_NUMBERS,
+    PROCESS_BYTES,
+    Plan,
+    Request,
+    micro_batches,
+    plan,
+    session_bytes,
+    smallest_budget,
+)
 
-MANIFEST = make_manifest(Tiny())
-WEIGHTS = (4 * (FEATURES * CLASSES + 2 * CLASSES), 4 * (CLASSES * CLASSES + 2 * CLASSES))  # w, b, shift
-TRAINED = (4 * (FEATURES * CLASSES + CLASSES), 4 * (CLASSES * CLASSES + CLASSES))
-
-
-def heavy(row_bytes=100_000, block=1):
-    """The tiny manifest with one block whose runs need much per row."""
-    blocks = list(MANIFEST.blocks)
-    graphs = {
-        kind: replace(graph, transient=() if kind == "apply" else (Line(0, row_bytes),))
-        for kind, graph in blocks[block].graphs.items()
-    }
-    blocks[block] = replace(blocks[block], graphs=graphs)
-    return replace(MANIFEST, blocks=tuple(blocks))
+MIB = 2**20
+BASE = make_manifest(Tiny(blocks=3, fusion=(1.0, 1.0, 1.0)))
 
 
-def test_without_a_budget_the_batch_is_the_micro_batch_and_blocks_step_at_once():
-    found = plan(MANIFEST, budget_bytes=None, batch_size=8)
+def manifest_with(
+    row_bytes: tuple[int, ...] = (3000, 2000, 1000), weights: tuple[int, ...] = (6, 6, 6), shared: bool = False
+) -> Manifest:
+    """Three blocks; `row_bytes` are alive per row inside each, `weights` are the rows of its matrix."""
+    blocks = []
+    for block, size, inputs in zip(BASE.blocks, row_bytes, weights, strict=True):
+        tensors = (HeldTensor("relu_1", "Relu", 0, size),)
+        graphs = {
+            kind: replace(
+                graph,
+                file=f"{'all' if shared else block.name}.{kind}.onnx",
+                transient=(Moment(0, 8),) if kind == "apply" else (Moment(0, size, tensors),),
+            )
+            for kind, graph in block.graphs.items()
+        }
+        parameters = (replace(block.parameters[0], shape=(inputs, CLASSES)), block.parameters[1])
+        blocks.append(replace(block, graphs=graphs, parameters=parameters))
+    return replace(BASE, blocks=tuple(blocks))
+
+
+def planned(manifest: Manifest, **request: Any) -> Plan:
+    return plan(manifest, Request(**{"batch_size": 8, "schedule": "sweep", **request}))
+
+
+def arrays_bytes(manifest: Manifest, *, accumulate: bool, blocks: tuple[int, ...] = (0, 1, 2)) -> int:
+    """What a run really allocates for blocks."""
+    total = 0
+    for index in blocks:
+        memory = allocate_memory(manifest.blocks[index], trained=True, accumulate=accumulate)
+        total += sum(run.nbytes for run in memory.runs.values())
+        total += sum(array.nbytes for name, array in memory.arrays.items() if name.startswith("buffer."))
+    return total
+
+
+# --- sweep ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bytes_of_a_sweep_are_the_sum_of_what_is_allocated() -> None:
+    manifest = manifest_with(row_bytes=(30_000, 20_000, 10_000))
+    found = planned(manifest, batch_size=64, prefer="memory", row_bytes=1000)
+    assert [part.graphs for part in found.blocks] == [("accumulate", "apply")] * 3
+    sessions = sum(session_bytes(block.graphs[kind]) for block in manifest.blocks for kind in ("accumulate", "apply"))
+    pairs = zip((30_000, 20_000, 10_000), found.blocks, strict=True)
+    inside = max(8 * APPLY_NUMBERS, *(size * part.micro_batch for size, part in pairs))
+    train = next(phase for phase in found.phases if phase.name == "train").resident
+    assert train.weights + train.gradients + train.state == arrays_bytes(manifest, accumulate=True)
+    assert train.graphs == sessions
+    assert train.activations == inside + buffer_bytes(manifest, found.micro_batch)
+    assert (train.rows, train.process) == (1000, PROCESS_BYTES)
+    assert found.planned_bytes == max(phase.resident.total for phase in found.phases)
+
+
+def test_where_the_batch_is_the_micro_batch_blocks_may_step_at_once_and_need_no_gradient_sums() -> None:
+    found = planned(manifest_with(row_bytes=(1, 1, 1)))
+    assert [part.graphs for part in found.blocks] == [("step",)] * 3
+    assert found.largest_phase.resident.gradients == 0
     assert (found.schedule, found.batch_size, found.micro_batch, found.budget_bytes) == ("sweep", 8, 8, None)
-    assert [block.graphs for block in found.blocks] == [("step",), ("step",)]
-    assert [block.gradient_bytes for block in found.blocks] == [0, 0]
-    assert [block.weight_bytes for block in found.blocks] == list(WEIGHTS)
-    assert [block.state_bytes for block in found.blocks] == list(TRAINED)
 
 
-def test_a_smaller_micro_batch_accumulates_and_needs_gradient_sums():
-    manifest = heavy()
-    found = plan(manifest, budget_bytes=plan(manifest, budget_bytes=None, batch_size=8).planned_bytes - 1, batch_size=8)
-    assert found.micro_batch == 4
-    assert [block.graphs for block in found.blocks] == [("accumulate", "apply")] * 2
-    assert [block.gradient_bytes for block in found.blocks] == list(TRAINED)
-    assert {block.micro_batch for block in found.blocks} == {4}
+def test_blocks_whose_graphs_are_the_same_load_them_once() -> None:
+    alone, shared = (planned(manifest_with(shared=shared)) for shared in (False, True))
+    blocks, kinds = manifest_with().blocks, alone.blocks[0].graphs
+    each = [sum(session_bytes(block.graphs[kind]) for kind in kinds) for block in blocks]
+    assert alone.phases[0].resident.graphs == sum(each)
+    assert shared.phases[0].resident.graphs == each[0]
+    assert [part.session_bytes for part in shared.blocks] == [each[0], 0, 0]
 
 
-def test_planned_bytes_are_the_sum_of_their_parts():
-    found = plan(heavy(), budget_bytes=None, batch_size=8, row_bytes=1000)
-    graphs = [block.graphs for block in heavy().blocks]
-    resident = sum(WEIGHTS) + sum(TRAINED) + found.buffer_bytes + 1000 + plan_module.PROCESS_BYTES
-    assert found.training_bytes == resident + sum(session_bytes(graph["step"]) for graph in graphs) + 800_000
-    assert found.evaluation_bytes == resident + sum(session_bytes(graph["forward"]) for graph in graphs) + 800_000
-    assert found.planned_bytes == max(found.training_bytes, found.evaluation_bytes)
+def test_buffers_are_planned_as_they_are_allocated() -> None:
+    manifest = manifest_with()
+    for rows in (1, 7):
+        buffers = allocate_buffers(manifest, rows, {})
+        arrays = (buffers.features, *buffers.handovers, buffers.y, buffers.row_weight, buffers.log_probabilities)
+        raw = rows * 4 * FEATURES
+        assert buffer_bytes(manifest, rows) == sum(array.nbytes for array in arrays) + 3 * raw
 
 
-def test_buffers_grow_with_the_rows_and_hold_both_hand_overs():
-    manifest = make_manifest(Tiny(blocks=3, fusion=(1.0, 1.0, 1.0)))
-    small, large = (plan(manifest, budget_bytes=None, batch_size=rows).buffer_bytes for rows in (1, 5))
-    assert large == 5 * small
-    # raw rows, float32 twice on the way, features; y and row weight; log-probabilities; two hand-overs of CLASSES each
-    assert small == 4 * FEATURES * 4 + 12 + 4 * CLASSES + 2 * 4 * CLASSES
+def test_every_block_gets_the_micro_batch_that_fits_it() -> None:
+    """The first block holds much for each row, the last little."""
+    manifest = manifest_with(row_bytes=(MIB, MIB // 4, 64))
+    base = planned(manifest, prefer="memory").planned_bytes
+    found = planned(manifest, budget_bytes=base + MIB)
+    sizes = [part.micro_batch for part in found.blocks]
+    assert sizes[0] < sizes[1] <= found.micro_batch
+    assert all(found.micro_batch % size == 0 for size in sizes)
+    assert found.planned_bytes <= base + MIB
 
 
-def test_a_block_that_is_not_trained_only_runs_forward():
-    found = plan(MANIFEST, budget_bytes=None, batch_size=8, trained=["block2"])
-    assert [block.graphs for block in found.blocks] == [("forward",), ("step",)]
-    assert [block.state_bytes for block in found.blocks] == [0, TRAINED[1]]
-    assert [block.trained for block in found.blocks] == [False, True]
+def test_blocks_that_are_not_trained_only_run_forward_and_those_behind_the_last_do_not_run() -> None:
+    found = planned(manifest_with(), trained=["block2"])
+    assert [part.graphs for part in found.blocks] == [("forward",), ("step",), ()]
+    assert [part.state_bytes > 0 for part in found.blocks] == [False, True, False]
+    assert found.blocks[2].session_bytes == found.blocks[2].transient_bytes == 0
 
 
-def test_blocks_behind_the_last_trained_one_do_not_run_at_all():
-    found = plan(MANIFEST, budget_bytes=None, batch_size=8, trained=["block1"])
-    assert [block.graphs for block in found.blocks] == [("step",), ()]
-    assert found.blocks[1].session_bytes == found.blocks[1].transient_bytes == 0
+def test_each_thread_beyond_the_first_costs_a_stack_in_every_session() -> None:
+    graph = BASE.blocks[0].graphs["step"]
+    assert session_bytes(graph, 3) - session_bytes(graph, 1) == 2 * 80 * 1024
 
 
-def test_every_thread_beyond_the_first_counts_in_every_session():
-    one, three = (plan(MANIFEST, budget_bytes=None, batch_size=8, threads=threads) for threads in (1, 3))
-    assert three.training_bytes - one.training_bytes == 2 * 2 * plan_module.THREAD_BYTES
+# --- stage ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_smallest_budget_works_and_one_byte_less_does_not():
-    needed = smallest_budget(heavy(), batch_size=8)
-    found = plan(heavy(), budget_bytes=needed, batch_size=8)
-    assert found.planned_bytes == needed
+def test_a_stage_holds_one_blocks_arrays() -> None:
+    manifest = manifest_with(weights=(60_000, 100_000, 80_000))
+    sweep, stage = planned(manifest, prefer="memory"), planned(manifest, schedule="stage", prefer="memory")
+    largest = arrays_bytes(manifest, accumulate=False, blocks=(1,))
+    train = next(phase for phase in stage.phases if phase.name == "train block2").resident
+    assert train.weights + train.state + train.gradients >= largest
+    before = manifest.blocks[0].weight_bytes if stage.features == "rerun" else 0
+    assert train.weights + train.state + train.gradients <= largest + manifest.blocks[1].parameter_bytes + before + 256
+    assert stage.planned_bytes < 0.75 * sweep.planned_bytes
+
+
+def test_a_sweep_is_chosen_where_it_fits_and_a_stage_where_only_that_does() -> None:
+    manifest = manifest_with(weights=(60_000, 100_000, 80_000))
+    sweep = planned(manifest, prefer="memory").planned_bytes
+    assert planned(manifest, schedule=None, budget_bytes=sweep).schedule == "sweep"
+    assert planned(manifest, schedule=None, budget_bytes=sweep - 1).schedule == "stage"
+
+
+def test_features_go_to_files_only_where_the_disk_has_room() -> None:
+    manifest = manifest_with()
+    needed = 1000 * (4 * CLASSES + 4 * CLASSES)  # of two neighbouring files: one is read while the next is written
+    kept = planned(manifest, schedule="stage", rows=1000, features="float32", disk_bytes=needed)
+    assert (kept.features, kept.disk_bytes) == ("float32", needed)
+    assert kept.written_bytes == kept.read_bytes == 2 * 1000 * 4 * CLASSES
     with pytest.raises(BudgetError):
-        plan(heavy(), budget_bytes=needed - 1, batch_size=8)
+        planned(manifest, schedule="stage", rows=1000, features="float32", disk_bytes=needed - 1)
+    assert planned(manifest, schedule="stage", rows=1000, disk_bytes=0).features == "rerun"
+    small = planned(manifest, schedule="stage", rows=1000, features="uint8", disk_bytes=needed)
+    assert small.disk_bytes == 1000 * 2 * (CLASSES + 8)
 
 
-def test_a_budget_that_cannot_hold_names_the_block_and_what_would_work():
-    needed = smallest_budget(heavy(), batch_size=8)
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 70), st.integers(0, 200_000), st.integers(0, 2 * MIB), st.sampled_from(["sweep", "stage", None]))
+def test_a_plan_fits_its_budget_and_one_byte_less_than_the_smallest_fits_nothing(
+    batch_size: int, row_bytes: int, spare: int, schedule: Any
+) -> None:
+    manifest = manifest_with(row_bytes=(row_bytes, row_bytes // 2, 64))
+    request = Request(batch_size=batch_size, schedule=schedule)
+    needed = smallest_budget(manifest, request)
+    found = plan(manifest, replace(request, budget_bytes=needed + spare))
+    assert found.planned_bytes <= needed + spare
+    assert all(1 <= part.micro_batch <= batch_size for part in found.blocks)
+    with pytest.raises(BudgetError, match=f"{needed:,} bytes"):
+        plan(manifest, replace(request, budget_bytes=needed - 1))
+
+
+@given(st.integers(1, 64), st.integers(0, 200_000), st.integers(0, 4 * MIB), st.integers(0, 4 * MIB))
+def test_more_room_never_makes_a_plan_slower(batch_size: int, row_bytes: int, first: int, more: int) -> None:
+    manifest = manifest_with(row_bytes=(row_bytes, row_bytes // 2, 64))
+    request = Request(batch_size=batch_size, schedule="sweep")
+    needed = smallest_budget(manifest, request)
+    tight, roomy = (plan(manifest, replace(request, budget_bytes=needed + room)) for room in (first, first + more))
+    assert roomy.epoch_seconds <= tight.epoch_seconds * (1 + 1e-9)
+
+
+def test_every_block_has_a_budget_of_its_own_that_covers_its_plan() -> None:
+    manifest = manifest_with(row_bytes=(200_000, 100_000, 50_000))
+    found = planned(manifest, budget_bytes=PROCESS_BYTES + 6 * MIB)
+    for part in found.blocks:
+        assert part.budget_bytes is not None
+        assert part.planned_bytes <= part.budget_bytes <= PROCESS_BYTES + 6 * MIB
+
+
+def test_a_cap_by_name_makes_that_blocks_micro_batch_smaller() -> None:
+    manifest = manifest_with(row_bytes=(400_000, 400_000, 400_000))
+    free = planned(manifest, budget_bytes=64 * MIB)
+    cap = free.blocks[1].planned_bytes - 1
+    found = planned(manifest, budget_bytes=64 * MIB, block_budgets={"block2": cap})
+    assert found.blocks[1].planned_bytes <= cap == found.blocks[1].budget_bytes
+    assert found.blocks[1].micro_batch < free.blocks[1].micro_batch
+
+
+def test_a_budget_that_holds_nothing_names_the_block_its_largest_tensors_and_what_would_work() -> None:
+    manifest = manifest_with(row_bytes=(100, 900_000, 200))
     with pytest.raises(BudgetError) as caught:
-        plan(heavy(), budget_bytes=1_000_000, batch_size=8)
-    message = str(caught.value)
-    assert message.startswith(f"the run needs {needed:,} bytes, the budget is 1,000,000; most goes to block `block2`: ")
-    assert message.endswith(" at micro-batch 1")
-    assert f"the smallest budget that works is {needed:,} bytes" in caught.value.hint
-    offered = parse_bytes(re.search(r"`--budget (\w+)`", caught.value.hint)[1])
-    assert plan(heavy(), budget_bytes=offered, batch_size=8).planned_bytes <= offered
-
-
-@pytest.mark.parametrize("budget", [0, -1])
-def test_a_budget_of_nothing_is_refused(budget):
-    with pytest.raises(BudgetError, match=rf"^a budget of {budget} bytes holds nothing$") as caught:
-        plan(MANIFEST, budget_bytes=budget, batch_size=8)
-    assert "`--budget 12MiB`" in caught.value.hint
-
-
-def test_a_batch_without_rows_is_refused():
-    with pytest.raises(BudgetError, match=r"^a batch of 0 rows cannot be trained on, needed 1 or more$"):
-        plan(MANIFEST, budget_bytes=None, batch_size=0)
-
-
-def test_a_schedule_that_is_not_there_is_refused():
-    with pytest.raises(BudgetError, match=r"^schedule `stage` is not available$"):
-        plan(MANIFEST, budget_bytes=None, batch_size=8, kind="stage")
-
-
-@given(batch_size=st.integers(1, 200), row_bytes=st.integers(0, 10**6), spare=st.integers(0, 10**7))
-def test_a_plan_fits_and_no_larger_micro_batch_would(batch_size, row_bytes, spare):
-    manifest = heavy(row_bytes)
-    budget = smallest_budget(manifest, batch_size=batch_size) + spare
-    found = plan(manifest, budget_bytes=budget, batch_size=batch_size)
-    assert found.planned_bytes <= budget
-    for larger in micro_batches(batch_size):
-        if larger > found.micro_batch:
-            # The same plan at the larger size, by a batch that is that size: step graphs instead of accumulation
-            # only where it is the whole batch.
-            whole = plan(manifest, budget_bytes=None, batch_size=larger)
-            gradients = 0 if larger == batch_size else sum(TRAINED)
-            sessions = 0 if larger == batch_size else _more_sessions(manifest)
-            assert whole.training_bytes + gradients + sessions > budget or whole.evaluation_bytes + gradients > budget
-
-
-def _more_sessions(manifest):
-    return sum(
-        session_bytes(block.graphs["accumulate"])
-        + session_bytes(block.graphs["apply"])
-        - session_bytes(block.graphs["step"])
-        for block in manifest.blocks
+        planned(manifest, budget_bytes=MIB)
+    message, needed = str(caught.value), smallest_budget(manifest, Request(batch_size=8, schedule="sweep"))
+    assert message.startswith(f"the run needs {needed:,} bytes, the budget is {MIB:,}; most goes to block `block2`: ")
+    assert "at micro-batch 1 (`relu_1` of Relu 879 KiB, " in message
+    assert message.count(",") >= 2
+    assert caught.value.hint == (
+        f"give it `--budget {math.ceil(needed / MIB)}MiB`; the smallest budget that works is {needed:,} bytes"
     )
+    assert planned(manifest, budget_bytes=math.ceil(needed / MIB) * MIB)
 
 
-@given(batch_size=st.integers(1, 10**6))
-def test_micro_batches_halve_from_the_batch_to_one(batch_size):
-    sizes = list(micro_batches(batch_size))
-    assert (sizes[0], sizes[-1]) == (batch_size, 1)
-    assert all(after == before // 2 for before, after in pairwise(sizes))
+def test_a_block_that_cannot_keep_its_cap_is_named() -> None:
+    message = r"^block `block1` needs [\d,]+ bytes at micro-batch \d, its budget is 1,000: `relu_1` of Relu "
+    with pytest.raises(BudgetError, match=message):
+        planned(manifest_with(), block_budgets={"block1": 1000})
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"budget_bytes": 0}, "a budget of 0 bytes holds nothing"),
+        ({"budget_bytes": -5}, "a budget of -5 bytes holds nothing"),
+        ({"batch_size": 0}, "a batch of 0 rows cannot be trained on, needed 1 or more"),
+        ({"block_budgets": {"blok1": 9}}, "there is no block `blok1` to give a budget to"),
+        ({"block_budgets": {"block1": 0}}, "a budget of 0 bytes for block `block1` holds nothing"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(request_: dict[str, Any], message: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        planned(manifest_with(), **request_)
+    assert str(caught.value) == message
+
+
+def test_preferring_memory_gives_the_smallest_plan() -> None:
+    manifest = manifest_with(row_bytes=(100_000, 50_000, 100))
+    small = planned(manifest, prefer="memory")
+    assert small.planned_bytes == smallest_budget(manifest, Request(batch_size=8, schedule="sweep"))
+    assert small.planned_bytes < planned(manifest).planned_bytes
+
+
+def test_the_sizes_that_are_tried_end_with_one_row() -> None:
+    assert list(micro_batches(1)) == [1]
+    assert list(micro_batches(100)) == [100, 50, 25, 12, 6, 3, 1]

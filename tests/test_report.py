@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeff.manifest import Line, Manifest
+from edgeff.manifest import Line, Manifest, Moment
 from edgeff.manifest_json import from_json
 from edgeff.report import (
     DeviceVerdict,
@@ -98,7 +98,7 @@ def test_tensor_bytes_are_all_weights_and_state_and_the_largest_blocks_gradients
 
 def test_of_step_and_accumulate_the_one_that_holds_more_is_shown(golden: Manifest) -> None:
     block = golden.blocks[0]
-    more = (Line(4096, 16), Line(0, 8192))
+    more = (Moment(4096, 16), Moment(0, 8192))
     larger = replace(block.graphs["accumulate"], transient=more)
     assert activation_lines(replace(block, graphs={**block.graphs, "accumulate": larger})) == more
     assert activation_lines(block) == block.graphs["step"].transient
@@ -106,7 +106,7 @@ def test_of_step_and_accumulate_the_one_that_holds_more_is_shown(golden: Manifes
 
 def test_several_lines_are_parted_by_a_bar(golden: Manifest) -> None:
     block = golden.blocks[0]
-    step = replace(block.graphs["step"], transient=(Line(2048, 512), Line(0, 4096)))
+    step = replace(block.graphs["step"], transient=(Moment(2048, 512), Moment(0, 4096)))
     shown = block_table(replace(golden, blocks=(replace(block, graphs={**block.graphs, "step": step}),)))
     assert shown.endswith("2 KiB + 512 B x N | 0 B + 4 KiB x N")
     assert line_text(Line(0, 4096)) == "0 B + 4 KiB x N"

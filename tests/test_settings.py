@@ -25,7 +25,9 @@ GOOD = AdaptSettings(epochs=3, batch_size=8, learning_rate=0.1)
         ({"learning_rate": -0.1}, "the learning rate must be above 0, got `-0.1`", "leave `--learning-rate` out"),
         ({"learning_rate": math.nan}, "the learning rate must be above 0, got `nan`", "leave `--learning-rate` out"),
         ({"learning_rate": math.inf}, "the learning rate must be finite, got `inf`", "leave `--learning-rate` out"),
-        ({"schedule": "linear"}, "unknown learning-rate schedule `linear`", "known: constant, cosine"),
+        ({"schedule": "linear"}, "unknown schedule `linear`", "known: sweep, stage"),
+        ({"feature_dtype": "int4"}, "unknown dtype of features `int4`", "known: float32, float16, uint8"),
+        ({"lr_schedule": "linear"}, "unknown learning-rate schedule `linear`", "known: constant, cosine"),
         ({"replay_fraction": 1.0}, "the replay fraction must be from 0 to below 1, got `1.0`", "`--replay-fraction 0`"),
         ({"replay_fraction": -0.1}, "the replay fraction must be from 0 to below 1, got `-0.1`", "on your rows alone"),
         ({"guard_fraction": 1.0}, "the guard fraction must be from 0 to below 1, got `1.0`", "`--guard-fraction 0`"),
@@ -66,7 +68,7 @@ def test_settings_that_were_edited_in_a_run_folder_are_refused_too() -> None:
 def test_the_schedules_that_are_known_are_those_that_have_a_formula() -> None:
     assert set(SCHEDULE_NAMES) == set(SCHEDULES)
     for name in SCHEDULE_NAMES:
-        assert replace(GOOD, schedule=name).schedule == name
+        assert replace(GOOD, lr_schedule=name).lr_schedule == name
 
 
 def test_an_artifact_proposes_everything_but_seed_schedule_and_checkpoints() -> None:

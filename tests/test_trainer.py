@@ -18,10 +18,11 @@ from edgeff.errors import EngineError, RunError
 from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.evaluate import evaluate
+from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.meter import Meter
-from edgeff.runtime.network import open_network
+from edgeff.runtime.network import open_network, preprocessing_of
 from edgeff.runtime.order import MixedOrder, graph_seed
-from edgeff.runtime.plan import plan
+from edgeff.runtime.plan import Request, plan
 from edgeff.runtime.predict import fuse, predict
 from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
 
@@ -45,7 +46,7 @@ def artifact(folder):
 
 def make_trainer(artifact, engine, *, batch_size=8, micro_batch=None, blocks=None, seed=4, rate=0.1, epochs=2):
     names = [block.name for block in artifact.manifest.blocks]
-    planned = plan(artifact.manifest, budget_bytes=None, batch_size=batch_size, trained=blocks)
+    planned = plan(artifact.manifest, Request(budget_bytes=None, batch_size=batch_size, trained=blocks))
     if micro_batch:
         graphs = [("accumulate", "apply") if part.trained else part.graphs for part in planned.blocks]
         parts = [replace(part, graphs=kinds) for part, kinds in zip(planned.blocks, graphs, strict=True)]
@@ -54,7 +55,7 @@ def make_trainer(artifact, engine, *, batch_size=8, micro_batch=None, blocks=Non
     x, y = make_rows(ROWS, seed=2)
     order = MixedOrder(ROWS, 0, batch_size, 0.0, seed)
     learning_rate = LearningRate(rate, "cosine", epochs * order.batches_per_epoch)
-    rows = TrainingRows(x, y, order)
+    rows = TrainingRows(PreprocessedRows(x, preprocessing_of(artifact.manifest)), y, order)
     return network, Trainer(network, planned, rows=rows, learning_rate=learning_rate, seed=seed, meter=Meter())
 
 
@@ -66,7 +67,7 @@ def oracle_run(artifact, tiny, trainer, *, epochs=2, blocks=None):
     for epoch in range(1, epochs + 1):
         for index in rows.order.batches(epoch):
             step += 1
-            losses.append(oracle.update(rows.x[index], rows.y[index], rate.at(step), blocks))
+            losses.append(oracle.update(rows.x.rows[index], rows.y[index], rate.at(step), blocks))
     return oracle, losses
 
 
@@ -107,7 +108,7 @@ def test_a_hand_over_does_not_run_over_the_one_it_was_made_from(folder, engine, 
 def test_a_block_reads_what_the_one_before_wrote_and_writes_elsewhere():
     manifest = make_manifest(Tiny(blocks=3, fusion=(1.0, 1.0, 1.0)))
     buffers = allocate_buffers(manifest, 5, {})
-    bound = [buffers.bound_for(3, block, manifest) for block in range(3)]
+    bound = [buffers.bound_for(block, 0, 3, manifest) for block in range(3)]
     for before, after in pairwise(bound):
         assert after["x"].shape == (3, CLASSES)
         assert after["x"].ctypes.data == before["handover"].ctypes.data
@@ -191,18 +192,16 @@ def test_the_seed_input_differs_by_step_micro_batch_and_block(folder, engine):
         keep = {}
         for block, name in enumerate(tiny.names):
             parts = np.array_split(index, math.ceil(len(index) / 3))
-            odd = [graph_seed(11, step=step, micro_batch=number, block=block) % 2 for number in range(len(parts))]
+            rows_before = np.cumsum([0, *(len(part) for part in parts[:-1])])
+            odd = [graph_seed(11, step=step, row=int(row), block=block) % 2 for row in rows_before]
             keep[name] = np.repeat(odd, [len(part) for part in parts])
-        oracle.update(rows.x[index], rows.y[index], rate.at(step), keep=keep)
+        oracle.update(rows.x.rows[index], rows.y[index], rate.at(step), keep=keep)
     assert_weights(network, oracle)
 
 
 def test_graph_seeds_are_int64_of_at_least_zero_and_all_different():
     seeds = [
-        graph_seed(7, step=step, micro_batch=part, block=block)
-        for step in range(20)
-        for part in range(3)
-        for block in range(3)
+        graph_seed(7, step=step, row=part, block=block) for step in range(20) for part in range(3) for block in range(3)
     ]
     assert len(set(seeds)) == len(seeds)
     assert min(seeds) >= 0

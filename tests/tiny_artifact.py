@@ -20,10 +20,12 @@ from edgeff.manifest import (
     InferenceSpec,
     Line,
     Manifest,
+    Moment,
     OptimizerSpec,
     ReplaySpec,
     TensorSpec,
     TrainingDefaults,
+    Work,
 )
 from edgeff.optimizer import slots
 
@@ -71,13 +73,14 @@ def graph_model(tiny, index, kind):
     if kind in ("step", "accumulate"):
         nodes += _gradient_nodes(tiny)
         outputs = ["loss", *outputs]
+    if kind == "apply":
+        nodes, outputs = _update_nodes(tiny, "", "gradient")
     for name in ("w", "b"):
-        gradient = f"g_{name}" if kind == "step" else f"gradient.{name}"
         if kind == "accumulate":
             nodes.append(_node("Add", [f"gradient.{name}", f"g_{name}"], f"new.gradient.{name}"))
             outputs.append(f"new.gradient.{name}")
-        elif kind in ("step", "apply"):
-            more, names = _update_nodes(tiny, name, gradient)
+        elif kind == "step":
+            more, names = _update_nodes(tiny, f".{name}", f"g_{name}")
             nodes += more
             outputs += names
     return _model(tiny, index, kind, nodes, outputs)
@@ -119,18 +122,18 @@ def _gradient_nodes(tiny):
 
 
 def _update_nodes(tiny, name, gradient):
-    moved, outputs, nodes = gradient, [f"new.parameter.{name}"], []
+    moved, outputs, nodes = gradient, [f"new.parameter{name}"], []
     if tiny.momentum:
-        moved = f"new.state.velocity.{name}"
+        moved = f"new.state.velocity{name}"
         outputs.append(moved)
         momentum = _node("Constant", [], f"momentum_{name}", value_float=tiny.momentum)
         nodes = [
             momentum,
-            _node("Mul", [f"state.velocity.{name}", f"momentum_{name}"], f"kept_{name}"),
+            _node("Mul", [f"state.velocity{name}", f"momentum_{name}"], f"kept_{name}"),
             _node("Add", [f"kept_{name}", gradient], moved),
         ]
     nodes.append(_node("Mul", ["rate.learning_rate", moved], f"step_{name}"))
-    nodes.append(_node("Sub", [f"parameter.{name}", f"step_{name}"], f"new.parameter.{name}"))
+    nodes.append(_node("Sub", [f"parameter{name}", f"step_{name}"], f"new.parameter{name}"))
     return nodes, outputs
 
 
@@ -161,6 +164,7 @@ def _value(tiny, index, name):
         "handover": ["N", CLASSES],
         "log_probabilities": ["N", CLASSES],
         "buffer.shift": [CLASSES],
+        **{key: ["N"] for key in ("parameter", "gradient", "state.velocity")},
     }
     shape = shapes.get(plain, [])
     if plain.endswith(".w"):
@@ -209,7 +213,9 @@ def _graph_spec(tiny, index, kind):
         inputs=tuple(value.name for value in model.graph.input),
         outputs=tuple(value.name for value in model.graph.output),
         nodes=len(model.graph.node),
-        transient=() if kind == "apply" else (Line(256, 40 * CLASSES), Line(0, 48 * CLASSES)),
+        transient=(Moment(0, 8),) if kind == "apply" else (Moment(256, 40 * CLASSES), Moment(0, 48 * CLASSES)),
+        work=Work(0, 4 * FEATURES * CLASSES),
+        traffic=Line(1024, 512),
     )
 
 

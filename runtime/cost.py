@@ -1,0 +1,47 @@
+"""What training costs in time, roughly: good for choosing between plans of one run, not for promises.
+
+A run of a graph costs a fixed time, its arithmetic, and its traffic: faster where all that it touches stays in a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgeff.manifest import BlockSpec, GraphKind, GraphSpec
+
+# Of the order of a small ARM or x86 core; only their proportions matter.
+RUN_SECONDS = 60e-6
+NODE_SECONDS = 1.5e-6
+OPERATIONS_PER_SECOND = 2e10
+CACHED_BYTES_PER_SECOND = 2e10
+BYTES_PER_SECOND = 6e9
+CACHE_BYTES = 4 * 2**20
+# Of an SD card.
+WRITTEN_BYTES_PER_SECOND = 2e7
+READ_BYTES_PER_SECOND = 8e7
+
+
+def run_seconds(graph: GraphSpec, rows: int, threads: int = 1) -> float:
+    """One run of a graph."""
+    arithmetic = graph.work.at(rows) / (OPERATIONS_PER_SECOND * threads)
+    speed = CACHED_BYTES_PER_SECOND if graph.transient_bytes(rows) <= CACHE_BYTES else BYTES_PER_SECOND
+    return RUN_SECONDS + NODE_SECONDS * graph.nodes + arithmetic + graph.traffic.at(rows) / speed
+
+
+def update_seconds(
+    block: BlockSpec, graphs: Iterable[GraphKind], micro_batch: int, batch_size: int, threads: int = 1
+) -> float:
+    """One batch through a block, in micro-batches, with its update."""
+    total = 0.0
+    for kind in graphs:
+        graph = block.graphs[kind]
+        if kind == "apply":
+            total += RUN_SECONDS + graph.traffic.at(block.parameter_bytes // 4) / BYTES_PER_SECOND
+        else:
+            total += -(-batch_size // micro_batch) * run_seconds(graph, micro_batch, threads)
+    return total
+
+
+def disk_seconds(written_bytes: int, read_bytes: int) -> float:
+    """Writing and reading files."""
+    return written_bytes / WRITTEN_BYTES_PER_SECOND + read_bytes / READ_BYTES_PER_SECOND

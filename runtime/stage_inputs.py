@@ -1,0 +1,124 @@
+"""Where the inputs of each block come from when blocks are trained one after another."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeff.artifact import Artifact
+from edgeff.rows import Rows
+from edgeff.runtime.features import FeatureFile, HandedOverRows, cannot_write, fingerprint
+from edgeff.runtime.network import Network
+from edgeff.runtime.plan import Plan
+from edgeff.runtime.store import BlockFiles
+
+_CHUNK_BYTES = 1 << 16
+# Room that is left alone on the disk: for checkpoints, and for everybody else.
+_KEPT_FREE = 1 << 24
+
+
+class StageInputs:
+    """Runs the blocks before a block, or reads what they gave from files of the run's folder.
+
+    Args:
+        folder: Of the run.
+        artifact: What is trained.
+        files: Blocks that are finished.
+        plan: Says how, and how many rows at once.
+        rows: Names the rows, so that features of other rows are not taken for theirs.
+    """
+
+    def __init__(self, folder: Path, artifact: Artifact, files: BlockFiles, plan: Plan, rows: str) -> None:
+        self._folder = folder
+        self._artifact = artifact
+        self._files = files
+        self._plan = plan
+        self._rows = rows
+        self._made: dict[int, FeatureFile] = {}
+
+    def prepare(self, network: Network, x: Rows, block: int) -> list[str]:
+        """Write the features for a block, if that is planned, and remove those for blocks before it.
+
+        Args:
+            network: With no block in memory.
+            x: What the first block takes.
+            block: Its number.
+
+        Returns:
+            Warnings: where the disk has no room the run goes on without the file.
+
+        Raises:
+            RunError: A file is there that was made from something else.
+        """
+        if block == 0 or self._plan.features == "rerun":
+            return []
+        file = self._file(block, len(x))
+        warnings = []
+        try:
+            self._check_room(file)
+            for _ in file.fill(self._source(network, x, block), self._plan.micro_batch):
+                pass
+            self._made[block] = file
+        except OSError as error:
+            file.remove()
+            why = cannot_write(file.path, error)
+            warnings = [f"{why}; the blocks before `{network.manifest.blocks[block].name}` are run again instead"]
+        for other in self._others(block):
+            self._made.pop(other, None)
+            self._file(other, len(x)).remove()
+        return warnings
+
+    def of(self, network: Network, x: Rows, block: int) -> Rows:
+        """What goes into a block, after `prepare`."""
+        if block in self._made:
+            return self._made[block].read()
+        return self._source(network, x, block)
+
+    def remove_all(self) -> None:
+        """Leave no features behind."""
+        for path in self._folder.glob("features.*"):
+            path.unlink(missing_ok=True)
+
+    def _source(self, network: Network, x: Rows, block: int) -> Rows:
+        """Rows run through the blocks before, from the nearest file there is."""
+        if block == 0:
+            return x
+        nearest = max((one for one in self._made if one < block and self._made[one].path.exists()), default=0)
+        rows = self._made[nearest].read() if nearest else x
+        return HandedOverRows(network, rows, first=nearest, stop=block, micro_batch=self._plan.micro_batch)
+
+    def _file(self, block: int, rows: int) -> FeatureFile:
+        spec = self._artifact.manifest.blocks[block]
+        return FeatureFile(
+            path=self._folder / f"features.{spec.name}.bin",
+            features=self._plan.features,
+            row_shape=spec.input.shape,
+            rows=rows,
+            made_from=fingerprint(self._artifact.manifest_sha256, self._rows, *self._weights_before(block)),
+        )
+
+    def _weights_before(self, block: int) -> Iterator[str]:
+        """What tells the weights of the blocks before from all others."""
+        for spec in self._artifact.manifest.blocks[:block]:
+            path = self._files.path(spec)
+            if not path.exists():
+                yield spec.name
+                continue
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+            yield digest.hexdigest()
+
+    def _others(self, block: int) -> list[int]:
+        """Blocks whose features are of no more use."""
+        return [other for other in range(1, len(self._artifact.manifest.blocks)) if other < block]
+
+    def _check_room(self, file: FeatureFile) -> None:
+        there = file.path.stat().st_size if file.path.exists() else 0
+        free = shutil.disk_usage(self._folder).free
+        if free - _KEPT_FREE < file.nbytes - there:
+            raise OSError(errno.ENOSPC, f"{free:,} bytes are free, {file.nbytes - there:,} are needed")

@@ -1,0 +1,91 @@
+"""The budget in force: what the process takes is looked at after every update, and the budget itself may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from edgeff.errors import BudgetError
+from edgeff.manifest import Manifest
+from edgeff.runtime.meter import Meter
+from edgeff.runtime.plan import Plan, Request, plan
+from edgeff.units import format_bytes
+
+# Nearer to the budget than this, a smaller plan is looked for; it is to be smaller by as much again.
+_NEAR = 0.97
+_SMALLER = 0.9
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another plan, and why."""
+
+    plan: Plan
+    reason: str
+
+
+class Watch:
+    """Decides after each update whether to go on as planned.
+
+    Args:
+        manifest: Of the artifact.
+        request: What the plan was made for.
+        meter: Measures; None only follows changes of the budget.
+        asked: A new budget in bytes over the floor, or None while nothing changed.
+    """
+
+    def __init__(
+        self, manifest: Manifest, request: Request, meter: Meter | None, asked: Callable[[], int | None] = lambda: None
+    ) -> None:
+        self._manifest = manifest
+        self._request = request
+        self._meter = meter
+        self._asked = asked
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """In force now."""
+        return self._request.budget_bytes
+
+    def look(self, current: Plan) -> Change | None:
+        """What to change; None to go on.
+
+        Raises:
+            BudgetError: The budget is exceeded, or nothing fits into a new one.
+        """
+        asked = self._asked()
+        if asked is not None and asked != self._request.budget_bytes:
+            return self._for_budget(current, asked)
+        return self._for_measured(current)
+
+    def _for_budget(self, current: Plan, budget: int) -> Change | None:
+        self._request = replace(self._request, budget_bytes=budget, schedule=current.schedule)
+        found = plan(self._manifest, self._request)
+        if self._meter:
+            self._meter.lap()
+        return Change(found, f"the budget is {format_bytes(budget)} now")
+
+    def _for_measured(self, current: Plan) -> Change | None:
+        budget = self._request.budget_bytes
+        if budget is None or self._meter is None:
+            return None
+        used = self._meter.recent().training_bytes
+        if used <= _NEAR * budget:
+            return None
+        smaller = self._smaller(current)
+        if smaller is None and used > budget:
+            raise BudgetError(
+                f"training took {format_bytes(used)}, the budget is {format_bytes(budget)}; no smaller plan is left",
+                hint="go on by `--resume` with a larger `--budget`",
+            )
+        if smaller is None:
+            return None
+        self._meter.lap()
+        return Change(smaller, f"training took {format_bytes(used)} of {format_bytes(budget)}")
+
+    def _smaller(self, current: Plan) -> Plan | None:
+        wanted = int(_SMALLER * current.planned_bytes)
+        try:
+            return plan(self._manifest, replace(self._request, budget_bytes=wanted, schedule=current.schedule))
+        except BudgetError:
+            return None
