@@ -65,6 +65,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--prefer", type=click.Choice(["speed", "memory"]), default="speed", help="Of the plans that fit. Default: speed."
 )
+@click.option("--micro-batch", type=int, help="Rows that run at once. Default: the fastest that fits.")
 @click.option("--budget", metavar="BYTES", help="What training may take over the floor, for example `32MiB`.")
 @click.option(
     "--block-budget",
@@ -92,6 +93,7 @@ def train_on_device(
     schedule: str,
     features: str,
     prefer: str,
+    micro_batch: int | None,
     budget: str | None,
     block_budgets: tuple[str, ...],
     control: Path | None,
@@ -129,6 +131,7 @@ def train_on_device(
         schedule=None if schedule == "auto" else schedule,
         features=None if features == "auto" else features,
         prefer=prefer,
+        micro_batch=micro_batch,
         block_budgets=_block_budgets(block_budgets),
         disk_bytes=_free_bytes(out),
     )

@@ -165,6 +165,7 @@ class _Run:
         self._plan = run.plan
         self._history: list[Evaluation] = []
         self._began = time.perf_counter()
+        self._rows_trained, self._seconds = 0, 0.0
         self._watch = Watch(run.artifact.manifest, run.request, run.meter, run.asked_budget)
         self._block_meter = BlockMeter(run.meter) if run.meter else None
 
@@ -189,6 +190,7 @@ class _Run:
             change: Change | None = None
             for progress in trainer.epoch(position):
                 yield progress
+                self._rows_trained, self._seconds = self._rows_trained + progress.rows, self._seconds + progress.seconds
                 position = progress.position
                 done = position.batch == progress.batches
                 if done:
@@ -270,6 +272,7 @@ class _Run:
                 "left_out": len(run.dataset) - order.own_rows - len(self._rows.guard),
             },
             "seconds": time.perf_counter() - self._began,
+            "rows_per_s": self._rows_trained / self._seconds if self._seconds else 0.0,
             "engine": run.engine.name,
             "threads": run.engine.threads,
             "allocator": run.allocator.name if run.allocator else None,

@@ -104,22 +104,18 @@ def _handover_bytes(manifest: Manifest, rows: int, first: int, last: int | None)
 
 
 def buffer_bytes(manifest: Manifest, rows: int, *, first: int = 0, last: int | None = None) -> int:
-    """Bytes that `allocate_buffers` takes, and that rows take on their way into them.
-
-    For a moment raw rows are there four times: as they are, in float32 (two arrays while a step writes one from the
-    other), and as features in their buffer. What a block hands over comes from a file or another chain, in one array
-    more.
-    """
-    taken = manifest.blocks[first].input.nbytes
-    if first == 0:
-        widest = max(manifest.features.nbytes, 4 * math.prod(manifest.input.shape))
-        incoming = manifest.input.nbytes + 2 * widest
-    else:
-        incoming = taken
-    per_row = incoming + taken + 4 * len(manifest.classes) + 8 + 4
+    """Bytes that `allocate_buffers` takes."""
+    per_row = manifest.blocks[first].input.nbytes + 4 * len(manifest.classes) + 8 + 4
     return rows * per_row + sum(_handover_bytes(manifest, rows, first, last))
 
 
-def prefix_bytes(manifest: Manifest, rows: int, stop: int) -> int:
-    """Bytes of the buffers of the blocks before `stop`, when rows are run through them."""
-    return buffer_bytes(manifest, rows, last=stop - 1)
+def filling_bytes(manifest: Manifest, rows: int, *, first: int = 0) -> int:
+    """Bytes that rows take on their way into the buffers, before any graph runs.
+
+    Raw rows are there as they are and in float32, twice while a step writes one array from another. What goes into
+    another block than the first comes from a file or another chain, in one array.
+    """
+    if first:
+        return rows * manifest.blocks[first].input.nbytes
+    widest = max(manifest.features.nbytes, 4 * math.prod(manifest.input.shape))
+    return rows * (manifest.input.nbytes + (2 * widest if manifest.preprocessing else 0))

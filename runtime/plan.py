@@ -13,7 +13,7 @@ from typing import Literal
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, Manifest
-from edgeff.runtime.buffers import buffer_bytes, prefix_bytes
+from edgeff.runtime.buffers import buffer_bytes, filling_bytes
 from edgeff.runtime.cost import disk_seconds, run_seconds, update_seconds
 from edgeff.runtime.memory import ALIGNMENT
 from edgeff.units import format_bytes
@@ -35,7 +35,9 @@ NODE_BYTES = 4608
 THREAD_BYTES = 80 * 1024
 # Whatever the model, found the same way: 2 MiB of program code that is read in when kernels first run; the rest are
 # Python objects, file buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
-PROCESS_BYTES = 9 * MIB // 2
+PROCESS_BYTES = 7 * MIB // 2
+# And for each block: what the manifest says of it, and bound calls, as Python objects.
+BLOCK_BYTES = 64 * 1024
 # Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
 APPLY_NUMBERS = 64 * 1024
 
@@ -197,6 +199,7 @@ class Request:
         disk_bytes: What files of features may take.
         block_budgets: Bytes that a block may take, by name.
         prefer: `speed`, or `memory` for the smallest plan.
+        micro_batch: Rows that run at once, in all blocks; None for what is best.
     """
 
     batch_size: int
@@ -210,6 +213,7 @@ class Request:
     disk_bytes: int = 0
     block_budgets: Mapping[str, int] = field(default_factory=dict)
     prefer: Preference = "speed"
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.budget_bytes is not None and self.budget_bytes <= 0:
@@ -218,6 +222,10 @@ class Request:
             )
         if self.batch_size < 1:
             raise BudgetError(f"a batch of {self.batch_size} rows cannot be trained on, needed 1 or more")
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
+            raise BudgetError(
+                f"a micro-batch of {self.micro_batch} rows is not from 1 to the batch's {self.batch_size}"
+            )
 
 
 def plan(manifest: Manifest, request: Request) -> Plan:
@@ -270,7 +278,7 @@ def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int) -
 
 def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
     """Everything that could be done, from which the best is chosen."""
-    for rows in micro_batches(request.batch_size):
+    for rows in [request.micro_batch] if request.micro_batch else micro_batches(request.batch_size):
         for whole in (True, False) if rows == request.batch_size else (False,):
             if schedule == "sweep":
                 yield _sweep(manifest, request, rows, whole)
@@ -285,7 +293,7 @@ def _features(request: Request) -> Sequence[Features]:
 
 def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan:
     kinds = _kinds(manifest, request, whole)
-    base = Bytes(rows=request.row_bytes, process=PROCESS_BYTES, activations=buffer_bytes(manifest, rows))
+    base = Bytes(rows=request.row_bytes, process=_process_bytes(manifest), activations=buffer_bytes(manifest, rows))
     for block, graphs in zip(manifest.blocks, kinds, strict=True):
         base += _arrays(block, _is_trained(block, request), graphs)
     training = base + Bytes(graphs=_sessions(manifest, enumerate(kinds), request.threads))
@@ -296,8 +304,9 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
         for block, graphs in zip(manifest.blocks, kinds, strict=True)
     ]
     blocks = _block_plans(manifest, request, kinds, sizes)
-    inside = max(block.transient_bytes for block in blocks)
-    forward = max(_forward_transient(block, min(sizes)) for block in manifest.blocks)
+    filling = filling_bytes(manifest, rows)
+    inside = max(filling, *(block.transient_bytes for block in blocks))
+    forward = max(filling, *(_forward_transient(block, min(sizes)) for block in manifest.blocks))
     return Plan(
         schedule="sweep",
         batch_size=request.batch_size,
@@ -313,7 +322,7 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
 
 
 def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, features: Features) -> Plan:
-    base = Bytes(rows=request.row_bytes, process=PROCESS_BYTES)
+    base = Bytes(rows=request.row_bytes, process=_process_bytes(manifest))
     kinds = _kinds(manifest, request, whole)
     sizes = []
     phases: list[Phase] = []
@@ -329,7 +338,7 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
         size = _micro_batch(block, kinds[index], rows, left, whole, request)
         sizes.append(size)
         if trains:
-            inside = _transient(block, kinds[index], size)
+            inside = max(_transient(block, kinds[index], size), filling_bytes(manifest, rows, first=index))
             phases.append(Phase(f"train {block.name}", resident + Bytes(activations=inside)))
             if features != "rerun" and index:
                 phases.append(Phase(f"features for {block.name}", base + _prefix(manifest, index, rows, request)))
@@ -358,9 +367,9 @@ def _prefix(manifest: Manifest, stop: int, rows: int, request: Request) -> Bytes
     if not before:
         return Bytes()
     weights = max(block.weight_bytes for block in before)
-    inside = max(_forward_transient(block, rows) for block in before)
+    inside = max(filling_bytes(manifest, rows), *(_forward_transient(block, rows) for block in before))
     graphs = _sessions(manifest, enumerate([("forward",)] * stop), request.threads)
-    return Bytes(weights=weights, activations=inside + prefix_bytes(manifest, rows, stop), graphs=graphs)
+    return Bytes(weights=weights, activations=inside + buffer_bytes(manifest, rows, last=stop - 1), graphs=graphs)
 
 
 def _block_plans(
@@ -405,7 +414,7 @@ def _micro_batch(
     block: BlockSpec, graphs: Sequence[GraphKind], rows: int, left: int | None, whole: bool, request: Request
 ) -> int:
     """The fastest part of `rows` whose run fits into what is left; the smallest where none does."""
-    if whole:
+    if whole or request.micro_batch:
         return rows
     cap = request.block_budgets.get(block.name)
     if cap is not None:
@@ -446,6 +455,10 @@ def _graphs(trained: bool, whole: bool) -> tuple[GraphKind, ...]:
     if not trained:
         return ("forward",)
     return ("step",) if whole else ("accumulate", "apply")
+
+
+def _process_bytes(manifest: Manifest) -> int:
+    return PROCESS_BYTES + BLOCK_BYTES * len(manifest.blocks)
 
 
 def _kinds(manifest: Manifest, request: Request, whole: bool) -> list[tuple[GraphKind, ...]]:

@@ -167,8 +167,11 @@ def on_runtime(
     if micro_batch < BATCH:
         request = replace(request, budget_bytes=smallest_budget(artifact.manifest, request))
     planned = plan(artifact.manifest, request)
-    accumulates = planned.blocks[0].graphs == ("accumulate", "apply")
-    assert accumulates == (micro_batch < BATCH)
+    accumulates = micro_batch < BATCH
+    assert (planned.micro_batch < BATCH) == accumulates
+    if not accumulates:
+        steps = tuple(replace(part, graphs=("step",), micro_batch=BATCH) for part in planned.blocks)
+        planned = replace(planned, blocks=steps)
     names = [block.name for block in artifact.manifest.blocks]
     network = open_network(artifact, OnnxRuntime(1), trained=names, accumulate=accumulates)
     trainer = Trainer(

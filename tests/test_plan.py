@@ -13,10 +13,11 @@ from tiny_artifact import CLASSES, FEATURES, Tiny, make_manifest
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import HeldTensor, Manifest, Moment
-from edgeff.runtime.buffers import allocate_buffers, buffer_bytes
+from edgeff.runtime.buffers import allocate_buffers, buffer_bytes, filling_bytes
 from edgeff.runtime.memory import allocate_memory
 from edgeff.runtime.plan import (
     APPLY_NUMBERS,
+    BLOCK_BYTES,
     PROCESS_BYTES,
     Plan,
     Request,
@@ -78,7 +79,7 @@ def test_the_bytes_of_a_sweep_are_the_sum_of_what_is_allocated() -> None:
     assert train.weights + train.gradients + train.state == arrays_bytes(manifest, accumulate=True)
     assert train.graphs == sessions
     assert train.activations == inside + buffer_bytes(manifest, found.micro_batch)
-    assert (train.rows, train.process) == (1000, PROCESS_BYTES)
+    assert (train.rows, train.process) == (1000, PROCESS_BYTES + 3 * BLOCK_BYTES)
     assert found.planned_bytes == max(phase.resident.total for phase in found.phases)
 
 
@@ -103,8 +104,8 @@ def test_buffers_are_planned_as_they_are_allocated() -> None:
     for rows in (1, 7):
         buffers = allocate_buffers(manifest, rows, {})
         arrays = (buffers.features, *buffers.handovers, buffers.y, buffers.row_weight, buffers.log_probabilities)
-        raw = rows * 4 * FEATURES
-        assert buffer_bytes(manifest, rows) == sum(array.nbytes for array in arrays) + 3 * raw
+        assert buffer_bytes(manifest, rows) == sum(array.nbytes for array in arrays)
+        assert filling_bytes(manifest, rows) == 3 * rows * 4 * FEATURES
 
 
 def test_every_block_gets_the_micro_batch_that_fits_it() -> None:

@@ -1,0 +1,228 @@
+"""The stage schedule: blocks trained one after another, each alone in memory, give what that gives in numpy."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_artifact import Oracle, Tiny, make_dataset, write_tiny
+
+from edgeff.artifact import Artifact
+from edgeff.errors import RunError
+from edgeff.runtime.adapt import Adaptation, adaptation_request
+from edgeff.runtime.checkpoint import RunFolder, read_weights
+from edgeff.runtime.engine import OnnxRuntime
+from edgeff.runtime.events import Finished, GuardResult, Notice, Stopped
+from edgeff.runtime.features import FeatureFile
+from edgeff.runtime.mixture import prepare_rows
+from edgeff.runtime.plan import plan
+from edgeff.runtime.settings import AdaptSettings
+from edgeff.runtime.trainer import LearningRate, Progress
+
+TINY = Tiny(blocks=3, fusion=(1.0, 0.5, 0.25))
+SETTINGS = AdaptSettings(
+    epochs=2,
+    batch_size=8,
+    learning_rate=0.1,
+    replay_fraction=0.25,
+    guard_fraction=0.0,
+    checkpoint_steps=2,
+    seed=5,
+    schedule="stage",
+)
+MakeRun = Callable[..., Adaptation]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write_tiny(tmp_path_factory.mktemp("artifact") / "tiny", TINY)
+
+
+@pytest.fixture
+def make_run(artifact: Artifact, tmp_path: Path) -> MakeRun:
+    def make(name: str = "run", features: str = "rerun", settings: AdaptSettings = SETTINGS, **more: Any) -> Adaptation:
+        request = adaptation_request(
+            artifact.manifest,
+            settings,
+            48,
+            budget_bytes=None,
+            schedule="stage",
+            features=features,
+            disk_bytes=1 << 30,
+            **more,
+        )
+        planned = plan(artifact.manifest, request)
+        folder = RunFolder(tmp_path / name)
+        return Adaptation(artifact, make_dataset(48), settings, request, planned, OnnxRuntime(1), folder)
+
+    return make
+
+
+def one_after_another(artifact: Artifact, run: Adaptation) -> dict[str, np.ndarray]:
+    """The same in numpy: all epochs of the first block, then all of the second, and so on."""
+    rows = prepare_rows(artifact, run.dataset, run.settings).training
+    x, oracle = rows.x.rows, Oracle(TINY, artifact.tensors())  # type: ignore[attr-defined]
+    steps = run.settings.epochs * rows.order.batches_per_epoch
+    rate = LearningRate(run.settings.learning_rate, run.settings.lr_schedule, steps)
+    for name in run.settings.blocks or TINY.names:
+        step = 0
+        for epoch in range(1, run.settings.epochs + 1):
+            for index in rows.order.batches(epoch):
+                step += 1
+                oracle.update(x[index], rows.y[index], rate.at(step), [name])
+    return oracle.weights
+
+
+def kept(run: Adaptation) -> dict[str, np.ndarray]:
+    return read_weights(run.folder.path, run.artifact.manifest_sha256)
+
+
+def of_kind(events: Sequence[object], kind: type) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def stop_after(count: int) -> Callable[[], bool]:
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) >= count
+
+    return stop
+
+
+def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = 2e-4) -> None:
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=tolerance, atol=tolerance / 100, err_msg=name)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+@pytest.mark.parametrize("features", ["rerun", "float32"])
+def test_stages_are_the_blocks_trained_one_after_another(
+    make_run: MakeRun, artifact: Artifact, features: str, micro_batch: int | None
+) -> None:
+    run = make_run(features=features, micro_batch=micro_batch)
+    events = list(run.run())
+    assert_close(kept(run), one_after_another(artifact, run))
+    assert [list(event.loss) for event in of_kind(events, Progress)] == [
+        [name] for name in TINY.names for _ in range(16)
+    ]
+    assert isinstance(events[-1], Finished)
+    assert list(run.folder.path.glob("features.*")) == []
+
+
+def test_only_the_blocks_asked_for_have_a_stage(make_run: MakeRun, artifact: Artifact) -> None:
+    settings = replace(SETTINGS, blocks=("block1", "block3"))
+    for features in ("rerun", "float32"):
+        run = make_run(features, features, settings)
+        list(run.run())
+        assert_close(kept(run), one_after_another(artifact, run))
+        np.testing.assert_array_equal(kept(run)["block2.w"], artifact.tensors()["block2.w"])
+
+
+def test_the_guard_judges_before_and_after_every_block(make_run: MakeRun) -> None:
+    run = make_run(settings=replace(SETTINGS, guard_fraction=0.25))
+    events = list(run.run())
+    assert [event.epoch for event in of_kind(events, GuardResult)] == [0, 1, 2, 3]
+    accuracies = [event.evaluation.accuracy for event in of_kind(events, GuardResult)]
+    assert events[-1].result["best_epoch"] == accuracies.index(max(accuracies))
+
+
+@pytest.mark.parametrize("features", ["rerun", "float32"])
+@pytest.mark.parametrize("count", [1, 5, 8, 16, 17, 30])
+def test_a_run_that_was_stopped_ends_byte_for_byte_as_one_that_was_not(
+    make_run: MakeRun, features: str, count: int
+) -> None:
+    whole, parts = make_run("whole", features), make_run("parts", features)
+    list(whole.run())
+    before = list(parts.run(stop=stop_after(count)))
+    assert isinstance(before[-1], Stopped)
+    after = list(parts.run(resume=True))
+    assert isinstance(after[-1], Finished)
+    assert len(of_kind([*before, *after], Progress)) == 48
+    assert whole.folder.best.read_bytes() == parts.folder.best.read_bytes()
+
+
+def test_a_run_left_at_any_moment_goes_on_as_if_it_had_not_been(make_run: MakeRun) -> None:
+    whole = make_run("whole", "float32")
+    list(whole.run())
+    run, resume = make_run("left", "float32"), False
+    for steps in (3, 14, 9, 20, 1):
+        for number, _ in enumerate(event for event in run.run(resume=resume) if isinstance(event, Progress)):
+            if number == steps:
+                break
+        resume = True
+    list(run.run(resume=True))
+    assert whole.folder.best.read_bytes() == run.folder.best.read_bytes()
+
+
+@pytest.mark.parametrize(("features", "tolerance"), [("float16", 2e-3), ("uint8", 0.1)])
+def test_smaller_features_give_nearly_the_same(make_run: MakeRun, features: str, tolerance: float) -> None:
+    exact, rounded = make_run("exact", "float32"), make_run(features, features)
+    for run in (exact, rounded):
+        list(run.run())
+    largest = 0.0
+    for name, array in kept(exact).items():
+        difference = np.abs(kept(rounded)[name] - array).max()
+        assert difference <= tolerance * np.abs(array).max()
+        largest = max(largest, difference)
+    assert largest > 0.0
+
+
+# --- what may go wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_told_of_and_the_blocks_before_are_run_again(
+    make_run: MakeRun, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 100, 0))
+    run = make_run(features="float32")
+    notices = of_kind(list(run.run()), Notice)
+    assert len(notices) == 2
+    assert "cannot be written" in notices[0].text
+    assert "the blocks before `block2` are run again instead" in notices[0].text
+    assert_close(kept(run), one_after_another(artifact, run))
+
+
+def test_a_disk_that_fills_up_while_features_are_written_leaves_no_part_of_them(
+    make_run: MakeRun, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(file: FeatureFile, source: Any, step: int) -> Any:
+        file.path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    monkeypatch.setattr(FeatureFile, "fill", fill)
+    run = make_run(features="float32")
+    notices = of_kind(list(run.run()), Notice)
+    assert "no space left on device; free some space" in notices[0].text
+    assert_close(kept(run), one_after_another(artifact, run))
+    assert list(run.folder.path.glob("features.*")) == []
+
+
+def test_features_that_were_made_from_something_else_are_refused(make_run: MakeRun) -> None:
+    run = make_run(features="float32")
+    list(run.run(stop=stop_after(20)))
+    facts = run.folder.path / "features.block2.json"
+    facts.write_text(facts.read_text().replace('"made_from": "', '"made_from": "0'))
+    with pytest.raises(RunError, match="holds features of another artifact, other weights or other rows") as caught:
+        list(run.run(resume=True))
+    assert "remove" in caught.value.hint
+
+
+def test_features_that_are_cut_short_are_completed(make_run: MakeRun) -> None:
+    whole, run = make_run("whole", "float32"), make_run("run", "float32")
+    list(whole.run())
+    list(run.run(stop=stop_after(20)))
+    file = run.folder.path / "features.block2.bin"
+    file.write_bytes(file.read_bytes()[:100])
+    list(run.run(resume=True))
+    assert whole.folder.best.read_bytes() == run.folder.best.read_bytes()
