@@ -1,10 +1,10 @@
 """What back-propagation takes in PyTorch on the same networks: plain, accumulated, checkpointed, with fused updates.
 
 The same blocks with their hand-over normalisation and the last block's scores, AdamW, float32, one thread. Every
-measurement is a fresh process: the floor is what is resident after imports with two batches in memory, before the network
-is built; then three updates; training bytes are the resident peak over the floor (VmHWM, reset before). The row is the
-median of three, with the number of checkpointed segments, the kernel of AdamW (`foreach=False` or `fused`) and the setting
-of the C allocator that take least: first the segments are chosen, then the other two.
+measurement is a fresh process: the floor is what is resident after imports with two batches in memory, before the
+network is built; then three updates; training bytes are the resident peak over the floor (VmHWM, reset before). The row
+is the median of three, with the number of checkpointed segments, the kernel of AdamW (`foreach=False` or `fused`) and
+the setting of the C allocator that take least: first the segments are chosen, then the other two.
 
     .venv/bin/python benchmarks/torch_rows.py --network deep24 --micro-batch 32 --method bp+accumulation+checkpointing
 """

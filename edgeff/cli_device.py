@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from edgeff.dataset import Dataset
     from edgeff.runtime.adapt import Adaptation
+    from edgeff.runtime.control import Control
     from edgeff.runtime.engine import OnnxRuntime
     from edgeff.runtime.meter import Meter
 
@@ -67,6 +68,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 )
 @click.option("--micro-batch", type=int, help="Rows that run at once. Default: the fastest that fits.")
 @click.option("--budget", metavar="BYTES", help="What training may take over the floor, for example `32MiB`.")
+@click.option("--total", is_flag=True, help="--budget is for the whole process, Python and onnxruntime included.")
 @click.option(
     "--block-budget",
     "block_budgets",
@@ -95,6 +97,7 @@ def train_on_device(
     prefer: str,
     micro_batch: int | None,
     budget: str | None,
+    total: bool,
     block_budgets: tuple[str, ...],
     control: Path | None,
     device_name: str | None,
@@ -108,12 +111,17 @@ def train_on_device(
     those that the artifact came with.
     """
     asked = None if budget is None else _positive(parse_bytes(budget))
-    engine, meter, allocator = _start(threads)
+    if total and asked is None:
+        raise click.UsageError("--total needs --budget")
+    engine, meter, allocator = _start(threads, lean=total)
+    if total and asked is not None:
+        asked = _over_floor(asked, meter.floor_bytes)
     budget_bytes = _budget(asked, device_name, meter.floor_bytes)
     opened = open_artifact(artifact)
     from edgeff.runtime.adapt import Adaptation, adaptation_request
     from edgeff.runtime.checkpoint import RunFolder
     from edgeff.runtime.control import Control
+    from edgeff.runtime.pages import RETURNING_CODE_BYTES
     from edgeff.runtime.plan import plan
     from edgeff.runtime.settings import default_settings
 
@@ -134,6 +142,7 @@ def train_on_device(
         micro_batch=micro_batch,
         block_budgets=_block_budgets(block_budgets),
         disk_bytes=_free_bytes(out),
+        returning_bytes=RETURNING_CODE_BYTES if total else 0,
     )
     planned = plan(opened.manifest, request)
     dtype = planned.features if planned.features in ("float16", "uint8") else "float32"
@@ -148,7 +157,7 @@ def train_on_device(
         folder=RunFolder(out),
         meter=meter,
         allocator=allocator,
-        asked_budget=Control(control).budget if control else lambda: None,
+        asked_budget=_asked(Control(control), meter.floor_bytes if total else 0) if control else lambda: None,
     )
     result = _run(adaptation, resume=resume)
     found = {
@@ -180,8 +189,39 @@ def _free_bytes(out: Path) -> int:
     return shutil.disk_usage(folder).free // 2
 
 
-def _start(threads: int | None) -> tuple[OnnxRuntime, Meter, Any]:
-    """Load everything that belongs to the floor, then begin to measure."""
+def _asked(control: Control, floor_bytes: int) -> Callable[[], int | None]:
+    """New budgets over the floor."""
+
+    def ask() -> int | None:
+        budget = control.budget()
+        return None if budget is None else _over_floor(budget, floor_bytes)
+
+    return ask
+
+
+def _over_floor(total: int, floor_bytes: int) -> int:
+    """What the budget of a whole process leaves to training.
+
+    Raises:
+        BudgetError: Nothing.
+    """
+    if total <= floor_bytes:
+        raise BudgetError(
+            f"the process takes {format_bytes(floor_bytes)} before it trains, the budget for all of it is "
+            f"{format_bytes(total)}",
+            hint="give more, or leave out `--total` where the budget is for training alone",
+        )
+    return total - floor_bytes
+
+
+def _start(threads: int | None, *, lean: bool) -> tuple[OnnxRuntime, Meter, Any]:
+    """Load everything that belongs to the floor, then begin to measure.
+
+    Args:
+        threads: Of the engine.
+        lean: Give back the program code that only starting up needed. Not done unasked: how much of it goes depends on
+            what other processes use of it, and some comes back while training.
+    """
     # numpy loads these two when they are first used, which would else be counted as training.
     import numpy.ma
     import numpy.random  # noqa: F401
@@ -192,10 +232,14 @@ def _start(threads: int | None) -> tuple[OnnxRuntime, Meter, Any]:
     from edgeff.runtime.allocator import return_free_memory, set_lean_allocator
     from edgeff.runtime.engine import OnnxRuntime
     from edgeff.runtime.meter import Meter
+    from edgeff.runtime.pages import return_code_pages
 
     allocator = set_lean_allocator()
     engine = OnnxRuntime(threads)
     return_free_memory()
+    if lean and return_code_pages():
+        # Started again: what starting a session needs belongs to the floor, what importing needed does not.
+        engine = OnnxRuntime(threads)
     return engine, Meter(), allocator
 
 

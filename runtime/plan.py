@@ -33,9 +33,10 @@ SESSION_BYTES = 96 * 1024
 NODE_BYTES = 4608
 # Each thread beyond the first, in each session: the same measurement with three threads.
 THREAD_BYTES = 80 * 1024
-# Whatever the model, found the same way: 2 MiB of program code that is read in when kernels first run; the rest are
+# Whatever the model, found the same way: up to 3.1 MiB of program code that is read in when kernels first run (how much
+# depends on what the system has cached, so that this is the most that was seen); the rest are
 # Python objects, file buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
-PROCESS_BYTES = 7 * MIB // 2
+PROCESS_BYTES = 9 * MIB // 2
 # And for each block: what the manifest says of it, and bound calls, as Python objects.
 BLOCK_BYTES = 64 * 1024
 # Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
@@ -200,6 +201,7 @@ class Request:
         block_budgets: Bytes that a block may take, by name.
         prefer: `speed`, or `memory` for the smallest plan.
         micro_batch: Rows that run at once, in all blocks; None for what is best.
+        returning_bytes: Program code that was given back before the start and comes back while training.
     """
 
     batch_size: int
@@ -214,6 +216,7 @@ class Request:
     block_budgets: Mapping[str, int] = field(default_factory=dict)
     prefer: Preference = "speed"
     micro_batch: int | None = None
+    returning_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.budget_bytes is not None and self.budget_bytes <= 0:
@@ -293,7 +296,9 @@ def _features(request: Request) -> Sequence[Features]:
 
 def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan:
     kinds = _kinds(manifest, request, whole)
-    base = Bytes(rows=request.row_bytes, process=_process_bytes(manifest), activations=buffer_bytes(manifest, rows))
+    base = Bytes(
+        rows=request.row_bytes, process=_process_bytes(manifest, request), activations=buffer_bytes(manifest, rows)
+    )
     for block, graphs in zip(manifest.blocks, kinds, strict=True):
         base += _arrays(block, _is_trained(block, request), graphs)
     training = base + Bytes(graphs=_sessions(manifest, enumerate(kinds), request.threads))
@@ -322,7 +327,7 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
 
 
 def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, features: Features) -> Plan:
-    base = Bytes(rows=request.row_bytes, process=_process_bytes(manifest))
+    base = Bytes(rows=request.row_bytes, process=_process_bytes(manifest, request))
     kinds = _kinds(manifest, request, whole)
     sizes = []
     phases: list[Phase] = []
@@ -457,8 +462,8 @@ def _graphs(trained: bool, whole: bool) -> tuple[GraphKind, ...]:
     return ("step",) if whole else ("accumulate", "apply")
 
 
-def _process_bytes(manifest: Manifest) -> int:
-    return PROCESS_BYTES + BLOCK_BYTES * len(manifest.blocks)
+def _process_bytes(manifest: Manifest, request: Request) -> int:
+    return PROCESS_BYTES + request.returning_bytes + BLOCK_BYTES * len(manifest.blocks)
 
 
 def _kinds(manifest: Manifest, request: Request, whole: bool) -> list[tuple[GraphKind, ...]]:

@@ -67,6 +67,24 @@ def test_a_smaller_budget_makes_a_smaller_micro_batch(tiny: TinyRun, tmp_path: P
     assert small["training_bytes"] <= small["budget_bytes"] < large["planned_bytes"]
 
 
+def test_a_total_budget_counts_the_whole_process(tiny: TinyRun, tmp_path: Path, run_device: Run) -> None:
+    def train(out: str, *more: str) -> CompletedProcess[str]:
+        command = ("train-on-device", str(tiny.artifact), "--data", str(tiny.own), "--out", str(tmp_path / out))
+        return run_device("-m", "edgeff", *command, "--epochs", "1", "--threads", "1", "--json", *more)
+
+    found = json.loads(train("whole", "--budget", "96MiB", "--total").stdout)
+    assert found["budget_bytes"] == (96 << 20) - found["floor_bytes"]
+    assert found["floor_bytes"] + found["training_bytes"] == found["measured"]["peak_bytes"] <= 96 << 20
+    over = json.loads(train("over", "--budget", "96MiB").stdout)
+    assert over["planned_bytes"] < found["planned_bytes"]  # program code that was given back is planned to come back
+    refused = train("none", "--budget", "1MiB", "--total")
+    assert refused.returncode == 1
+    assert re.search(
+        r"the process takes [\d.]+ MiB before it trains, the budget for all of it is 1 MiB", refused.stderr
+    )
+    assert train("usage", "--total").returncode == 2
+
+
 def test_the_budget_of_a_device_is_its_app_ram_less_the_floor(tiny: TinyRun, tmp_path: Path) -> None:
     found = json.loads(adapt(tiny, tmp_path / "a", "--device", "pi4-8gb", "--json").stdout)
     assert found["budget_bytes"] == 6_800_000_000 - found["floor_bytes"]
