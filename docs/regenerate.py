@@ -183,7 +183,9 @@ def commands_page() -> str:
     from edgeff.cli import COMMANDS as NAMES
     from edgeff.cli import main
 
-    context = click.Context(main, info_name="edgeff", terminal_width=100, max_content_width=100)
+    # With the group's settings, as from a command line: click keeps the help option that it made first.
+    settings = {**main.context_settings, "terminal_width": 100, "max_content_width": 100}
+    context = click.Context(main, info_name="edgeff", **settings)
     parts = [
         "# Commands",
         "Written by `.venv/bin/python docs/regenerate.py` from `edgeff <command> --help`. Results go to stdout,\n"
