@@ -34,8 +34,8 @@ NODE_BYTES = 4608
 # Each thread beyond the first, in each session: the same measurement with three threads.
 THREAD_BYTES = 80 * 1024
 # Whatever the model, found the same way: up to 3.1 MiB of program code that is read in when kernels first run (how much
-# depends on what the system has cached, so that this is the most that was seen); the rest are
-# Python objects, file buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
+# depends on what the system has cached, so that this is the most that was seen); the rest are Python objects, file
+# buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
 PROCESS_BYTES = 9 * MIB // 2
 # And for each block: what the manifest says of it, and bound calls, as Python objects.
 BLOCK_BYTES = 64 * 1024
