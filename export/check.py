@@ -34,6 +34,25 @@ _LEARNING_RATE, _STEP = 1e-2, 5
 _DRAWS = 4
 
 
+# A deep network may carry rounding far; then an error is allowed that is this many times what rounding its weights once
+# more does to torch's own result.
+_ROUNDINGS = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a comparison with torch found.
+
+    Attributes:
+        error: The largest error found, each tensor's relative to its largest absolute value.
+        tolerance: What was allowed: `TOLERANCE`, or more where torch's own result moves more than that when its weights
+            are rounded once more.
+    """
+
+    error: float
+    tolerance: float
+
+
 @dataclass(frozen=True)
 class Trial:
     """One random state of a block and what torch makes of it.
@@ -56,14 +75,11 @@ def check_block(
     classes: int,
     seed: int = 0,
     micro_batches: Sequence[int] = MICRO_BATCHES,
-) -> float:
+) -> Check:
     """Compare a block's graphs with torch.
 
-    Returns:
-        The largest error found, each tensor's relative to its largest absolute value.
-
     Raises:
-        ExportError: An operator outside the standard or unknown to onnxruntime, or an error above `TOLERANCE`; names
+        ExportError: An operator outside the standard or unknown to onnxruntime, or an error above the tolerance; names
             block, graph and tensor.
         EngineError: No onnxruntime is installed.
     """
@@ -72,21 +88,35 @@ def check_block(
         check_standard(model, block=name, kind=kind)
     with _named(name):
         runs = {kind: session(model) for kind, model in graphs.models.items()}
-    worst = 0.0
+    worst = Check(0.0, TOLERANCE)
     for rows in micro_batches:
         for draw in range(_DRAWS):
-            trial = make_trial(block, graphs, spec, input_dtype, classes, rows, seed + draw)
+            drawn = (block, graphs, spec, input_dtype, classes, rows, seed + draw)
+            trial = make_trial(*drawn)
             with _named(name):
                 error, where = _largest_error(graphs, runs, trial)
             if error <= TOLERANCE:
+                tolerance = TOLERANCE
+                break
+            tolerance = max(TOLERANCE, _ROUNDINGS * _moved_by_rounding(trial, make_trial(*drawn, rounded=True)))
+            if error <= tolerance:
                 break
         else:
             raise ExportError(
-                f"block `{name}`: {where} differs from torch by {error:.1e}, allowed {TOLERANCE:.0e}",
+                f"block `{name}`: {where} differs from torch by {error:.1e}, allowed {tolerance:.0e}",
                 hint="a forward or loss that is random or depends on other rows of the batch cannot be exported",
             )
-        worst = max(worst, error)
+        worst = Check(max(worst.error, error), max(worst.tolerance, tolerance))
     return worst
+
+
+def _moved_by_rounding(trial: Trial, rounded: Trial) -> float:
+    """By how much torch's own results differ between weights and the same weights rounded once more."""
+    return max(
+        relative_error(rounded.expected[kind][name], value)
+        for kind, values in trial.expected.items()
+        for name, value in values.items()
+    )
 
 
 def check_standard(model: onnx.ModelProto, *, block: str, kind: str) -> None:
@@ -146,8 +176,10 @@ def make_trial(
     classes: int,
     rows: int,
     seed: int,
+    *,
+    rounded: bool = False,
 ) -> Trial:
-    """Draw a state and let torch compute what every graph should give.
+    """Draw a state and let torch compute what every graph should give; `rounded`: from weights an ulp or so away.
 
     Optimiser state and gradients are drawn away from zero: from a state of zero, AdamW's first step is the gradient's
     sign, which rounding decides for entries near zero.
@@ -157,6 +189,9 @@ def make_trial(
     y = torch.randint(0, classes, (rows,), generator=draw)
     row_weight = (torch.rand(rows, generator=draw) + 0.5) / rows
     parameters = {name: t + 0.02 * _like(t, draw) for name, t in graphs.parameters.items()}
+    if rounded:
+        other = torch.Generator().manual_seed(seed)
+        parameters = {name: t * (1 + 2**-23 * _like(t, other)) for name, t in parameters.items()}
     state = {
         name: {slot: _like(t, draw).square() * 0.1 + 0.01 for slot in slots(spec)} for name, t in parameters.items()
     }
@@ -166,7 +201,8 @@ def make_trial(
     buffers = dict(graphs.buffers) | {n: b.detach() for n, b in block.named_buffers() if n not in graphs.buffers}
     trained = _reference(block, parameters, buffers, x, y, row_weight, seed_input, graphs)
     gradients = {name: trained[f"gradient.{name}"] for name in parameters}
-    plain = _reference(block, parameters, buffers, x, y, row_weight, None, graphs)
+    drops = "seed" in {value.name for value in graphs.models["step"].graph.input}
+    plain = _reference(block, parameters, buffers, x, y, row_weight, None, graphs) if drops else trained
     feeds = {
         **{"x": x, "y": y, "row_weight": row_weight, "seed": seed_input},
         **{f"rate.{name}": torch.tensor(value) for name, value in scalars.items()},
@@ -233,11 +269,11 @@ def run_in_place(model: onnx.ModelProto, run: Any, feeds: Mapping[str, np.ndarra
     """Run a graph as the device does: each `new.X` is bound to the buffer of `X`.
 
     Returns:
-        All outputs by name.
+        All outputs by name, new values in the shape of what was fed.
     """
     from onnxruntime import OrtValue
 
-    values = {value.name: OrtValue.ortvalue_from_numpy(feeds[value.name].copy()) for value in model.graph.input}
+    values = {value.name: OrtValue.ortvalue_from_numpy(_as_taken(value, feeds)) for value in model.graph.input}
     renewed = {target: source for source, target in in_place_pairs(model)}
     binding = run.io_binding()
     for name, value in values.items():
@@ -249,7 +285,15 @@ def run_in_place(model: onnx.ModelProto, run: Any, feeds: Mapping[str, np.ndarra
         else:
             binding.bind_output(name, "cpu")
     run.run_with_iobinding(binding)
-    return dict(zip(outputs, (value.numpy().copy() for value in binding.get_outputs()), strict=True))
+    found = dict(zip(outputs, (value.numpy().copy() for value in binding.get_outputs()), strict=True))
+    return found | {name: found[name].reshape(feeds[source].shape) for name, source in renewed.items()}
+
+
+def _as_taken(value: onnx.ValueInfoProto, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A copy of a feed; sums of gradients in the shape that the graph takes them in."""
+    copy = feeds[value.name].copy()
+    dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    return copy.reshape(dims) if value.name.startswith("gradient.") and dims else copy
 
 
 def _largest_error(graphs: BlockGraphs, runs: Mapping[GraphKind, Any], trial: Trial) -> tuple[float, str]:

@@ -152,8 +152,10 @@ def _accumulate(traced: TracedBlock, inputs: _Inputs, last: bool) -> onnx.ModelP
     found = lower(traced, graph, inputs.traced(graph), [*outputs, *gradients], block=inputs.block)
     for name in outputs:
         graph.output(name, found[name])
-    for name, sum_so_far in inputs.of_parameters(graph, "gradient").items():
-        graph.output(f"new.{name}", graph.plus(sum_so_far, found[name]))
+    for name in gradients:
+        # The sum has the shape in which its part comes out, so that one node makes and adds it.
+        own = graph.product(found[name])
+        graph.output(f"new.{name}", graph.plus(graph.input(name, own.shape), own))
     return graph.to_model("accumulate")
 
 

@@ -372,6 +372,12 @@ class Graph:
         inputs = [*(self.values[name] for name in made_by.input), total]
         return self.node("Gemm", inputs, [(value.shape, value.dtype)], attributes)[0]
 
+    def product(self, value: Value) -> Value:
+        """The matrix product that a value is a view of, or the value itself."""
+        source = self._reshape_source(value)
+        made_by = self.producers.get(source.name)
+        return source if made_by is not None and made_by.op_type == "Gemm" else value
+
     def _untransposed(self, value: Value) -> tuple[Value, bool]:
         made_by = self.producers.get(value.name)
         if made_by is not None and made_by.op_type == "Transpose" and len(value.shape) == 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,12 +90,10 @@ def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, win
     if in_channels == 1 and groups > 1:
         return _depthwise_weight_gradient(graph, gradient, graph.pad(x, padding, padding), weight, window, groups)
     outs = out_channels // groups
-    places = math.prod(_numbers(gradient.shape[2:]))
-    by_row = outs * in_channels <= _ROW_PRODUCT * places * min(outs, in_channels) and set(window.stride) == {1}
-    dense = _weight_gradient_by_row if by_row else _dense_weight_gradient
-    source = x if by_row else graph.pad(x, padding, padding)
+    form = _dense_form(outs, in_channels, math.prod(_numbers(gradient.shape[2:])), window)
+    source = x if form is _weight_gradient_by_row else graph.pad(x, padding, padding)
     parts = [
-        dense(
+        form(
             graph,
             graph.slice(gradient, 1, group * outs, (group + 1) * outs),
             graph.slice(source, 1, group * in_channels, (group + 1) * in_channels),
@@ -108,6 +106,18 @@ def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, win
 
 # A weight gradient of every row is made, to be added up, where it is at most this part of the smaller map.
 _ROW_PRODUCT = 0.5
+# Rows at which the bytes of two forms are compared.
+_ROWS = 8
+
+
+def _dense_form(outs: int, ins: int, places: int, window: Window) -> Callable[[Graph, Value, Value, Window], Value]:
+    """The form of a dense weight gradient that holds least for these sizes."""
+    if outs * ins <= _ROW_PRODUCT * places * min(outs, ins) and set(window.stride) == {1}:
+        return _weight_gradient_by_row
+    # The map is unfolded once for each tap; else the products of all taps are there twice, apart and joined.
+    if places * _ROWS <= 2 * outs:
+        return _weight_gradient_unfolded
+    return _weight_gradient_by_tap
 
 
 def _weight_gradient_by_row(graph: Graph, gradient: Value, x: Value, window: Window, /) -> Value:
@@ -129,7 +139,7 @@ def _weight_gradient_by_row(graph: Graph, gradient: Value, x: Value, window: Win
     return graph.transpose(graph.concat(sums, 0), [2, 1, 0])
 
 
-def _dense_weight_gradient(graph: Graph, gradient: Value, padded: Value, window: Window, /) -> Value:
+def _weight_gradient_by_tap(graph: Graph, gradient: Value, padded: Value, window: Window, /) -> Value:
     """One matrix product per tap over channel-last maps: (O, N P) x (N P, I) -> (O, I, taps)."""
     outs, ins = _numbers((gradient.shape[1], padded.shape[1]))
     places = math.prod(_numbers(gradient.shape[2:]))
@@ -143,6 +153,25 @@ def _dense_weight_gradient(graph: Graph, gradient: Value, padded: Value, window:
         product = graph.node("Gemm", [gradient_rows, rows], [((outs, ins), rows.dtype)], {"transA": 1})[0]
         products.append(graph.reshape(product, (outs, ins, 1)))
     return graph.concat(products, 2)
+
+
+def _weight_gradient_unfolded(graph: Graph, gradient: Value, padded: Value, window: Window, /) -> Value:
+    """One matrix product over the unfolded map, (O, N P) x (N P, I taps) -> (O, I taps).
+
+    The result lies as the weight does, so that a sum of gradients takes it up where it is, without a copy of its size.
+    """
+    outs, ins = _numbers((gradient.shape[1], padded.shape[1]))
+    places = math.prod(_numbers(gradient.shape[2:]))
+    first = [1, 0, *range(2, len(padded.shape))]
+    channel_first = graph.transpose(padded, first)
+    cuts = [
+        graph.reshape(_cut(graph, channel_first, 2, tap, gradient.shape[2:], window), (ins, 1, Rows(places)))
+        for tap in window.taps()
+    ]
+    unfolded = graph.reshape(graph.concat(cuts, 1), (ins * len(cuts), Rows(places)))
+    gradient_rows = graph.reshape(graph.transpose(gradient, first), (outs, Rows(places)))
+    shape = ((outs, ins * len(cuts)), gradient.dtype)
+    return graph.node("Gemm", [gradient_rows, unfolded], [shape], {"transB": 1})[0]
 
 
 def _depthwise_weight_gradient(

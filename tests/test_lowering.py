@@ -37,7 +37,7 @@ def test_graphs_of_a_layer_agree_with_torch(name: str) -> None:
     block = case.block().eval()
     graphs = compiled(block, spec, input_dtype=case.input_dtype, dropout=case.dropout)
     # By the exporter's own check: bound in place, at two micro-batches, a batch in two parts.
-    assert 0.0 < check_block(block, graphs, spec=spec, input_dtype=case.input_dtype, classes=CLASSES) <= TOLERANCE
+    assert 0.0 < check_block(block, graphs, spec=spec, input_dtype=case.input_dtype, classes=CLASSES).error <= TOLERANCE
     # And once more without it.
     found = errors(block, graphs, spec, rows_for(case, 6), dropout=case.dropout)
     trained = {f"{kind}.{key}" for key, _ in block.named_parameters() for kind in ("gradient", "parameter")}
@@ -53,7 +53,7 @@ def test_a_whole_network_as_one_block_agrees_with_torch(losses: Losses) -> None:
     (block,) = network.sequence
     graphs = compiled(block)
     assert any("layers.0.transform" in name for name in graphs.parameters)  # the gradient reaches the first layer
-    assert check_block(block, graphs, spec=ADAMW, input_dtype="float32", classes=CLASSES) <= TOLERANCE
+    assert check_block(block, graphs, spec=ADAMW, input_dtype="float32", classes=CLASSES).error <= TOLERANCE
     assert max(errors(block, graphs, ADAMW, rows_for(CASES["conv"], 6)).values()) <= TOLERANCE
 
 
