@@ -20,6 +20,7 @@ import numpy as np
 
 from edgeff.artifact_checks import CHUNK_BYTES, check_hashes, check_listing, check_replay, check_weights
 from edgeff.atomic import error_text, sync_folder, sync_stream, write_hint
+from edgeff.baselines import BASELINES, KEY_PREFIX, baseline_file
 from edgeff.container import Container, Folder, Zip
 from edgeff.errors import ArtifactError
 from edgeff.json_node import HINT, Node
@@ -44,12 +45,30 @@ class Artifact:
         manifest_sha256: Of the bytes of `manifest.json`. As the manifest has the hash of every other file, this names
             the whole artifact.
         container: How its files are read.
+        key_prefix: What the names of tensors begin with that their keys in the weights file lack.
     """
 
     path: Path
     manifest: Manifest
     manifest_sha256: str
     container: Container = field(repr=False)
+    key_prefix: str = ""
+
+    def baselines(self) -> dict[str, Artifact]:
+        """Back-propagation through the whole network, by name (`edgeff.baselines`), where it travels along.
+
+        Raises:
+            ArtifactError: A baseline's manifest breaks a rule, or is of other files than this artifact's.
+        """
+        found = {}
+        for name in BASELINES:
+            if baseline_file(name) in self.manifest.files:
+                data = self.read(baseline_file(name))
+                manifest = _manifest_of(self.path, baseline_file(name), data)
+                _check_same_files(baseline_file(name), manifest, self.manifest)
+                sha256 = hashlib.sha256(data).hexdigest()
+                found[name] = Artifact(self.path, manifest, sha256, self.container, KEY_PREFIX)
+        return found
 
     def read(self, file: str) -> bytes:
         """All bytes of a file.
@@ -89,7 +108,8 @@ class Artifact:
         file = self.manifest.weights
         with self.container.open(file) as stream:
             index = read_index(stream, self.manifest.files[file].bytes, file)
-            for name, array in arrays.items():
+            for key, array in arrays.items():
+                name = key.removeprefix(self.key_prefix)
                 if name not in index or (index[name].spec.shape, index[name].spec.dtype) != (
                     array.shape,
                     array.dtype.name,
@@ -133,17 +153,27 @@ def open_artifact(path: Path) -> Artifact:
     container = _container(path)
     sizes = container.sizes()
     data = _manifest_bytes(path, container, sizes)
-    try:
-        manifest = from_json(data.decode())
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"`{MANIFEST_FILE}` of `{path}` is not UTF-8: {error.reason}", hint=HINT) from error
-    except ArtifactError as error:
-        raise ArtifactError(f"`{MANIFEST_FILE}` of `{path}`: {error}", hint=error.hint) from error
+    manifest = _manifest_of(path, MANIFEST_FILE, data)
     check_listing(path, sizes, manifest.files)
     check_hashes(path, container, manifest.files)
     check_weights(container, manifest)
     check_replay(container, manifest)
     return Artifact(path, manifest, hashlib.sha256(data).hexdigest(), container)
+
+
+def _manifest_of(path: Path, file: str, data: bytes) -> Manifest:
+    try:
+        return from_json(data.decode())
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"`{file}` of `{path}` is not UTF-8: {error.reason}", hint=HINT) from error
+    except ArtifactError as error:
+        raise ArtifactError(f"`{file}` of `{path}`: {error}", hint=error.hint) from error
+
+
+def _check_same_files(file: str, baseline: Manifest, manifest: Manifest) -> None:
+    for path, spec in baseline.files.items():
+        if manifest.files.get(path) != spec:
+            raise ArtifactError(f"`{file}` lists `{path}` otherwise than `{MANIFEST_FILE}`", hint=HINT)
 
 
 def _container(path: Path) -> Container:

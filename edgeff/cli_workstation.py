@@ -194,6 +194,11 @@ def _shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None
     "--learning-rate", type=float, default=TrainingDefaults.learning_rate, show_default=True, help="Device default."
 )
 @click.option("--no-replay", is_flag=True, help="Let no training rows travel along.")
+@click.option(
+    "--baselines",
+    is_flag=True,
+    help="Let back-propagation through the whole network travel along, plain and checkpointed, for `edgeff report`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def export(
     run: Path,
@@ -208,6 +213,7 @@ def export(
     epochs: int,
     learning_rate: float,
     no_replay: bool,
+    baselines: bool,
     as_json: bool,
 ) -> None:
     """Compile the network of a pretraining RUN into an artifact that a device can train."""
@@ -230,6 +236,7 @@ def export(
         optimizer=spec,
         training=training if keep else replace(training, replay_fraction=0.0),
         dropout=dropout,
+        baselines=baselines,
     )
     export_network(
         network,

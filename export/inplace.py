@@ -85,7 +85,7 @@ def _wait_for(model: onnx.ModelProto, target: str, readers: Iterable[onnx.NodePr
     operand = held_node.input[position]
     made.append(helper.make_node("Where", [condition, operand, operand], [held], name=held))
     held_node.input[position] = held
-    _describe_as(graph, held, operand)
+    describe_as(graph, held, operand)
     ordered = _sorted([*(node for node in nodes if node is not writer), *made, writer])
     del graph.node[:]
     graph.node.extend(ordered)
@@ -102,7 +102,7 @@ def _holding_point(graph: onnx.GraphProto, writer: onnx.NodeProto) -> tuple[onnx
     return writer, len(writer.input) - 1
 
 
-def _describe_as(graph: onnx.GraphProto, name: str, other: str) -> None:
+def describe_as(graph: onnx.GraphProto, name: str, other: str) -> None:
     """Give a tensor the description of another, for the memory model."""
     for value in [*graph.value_info, *graph.input]:
         if value.name == other:

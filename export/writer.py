@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from safetensors.numpy import save
 from torch import nn
@@ -15,24 +14,18 @@ from torch import nn
 from edgeff import __version__
 from edgeff.artifact import write_artifact
 from edgeff.errors import ExportError
-from edgeff.export.check import MICRO_BATCHES, TOLERANCE, check_block
-from edgeff.export.cost import traffic_of, work_of
-from edgeff.export.graphs import BlockGraphs, compile_block
+from edgeff.export.baselines import baseline_files, check_results
+from edgeff.export.compiled import CompiledBlock, compile_checked
 from edgeff.export.inference import inference_model
-from edgeff.export.memory import transient
 from edgeff.manifest import (
-    BlockSpec,
-    CheckResults,
-    GraphSpec,
     InferenceSpec,
     Manifest,
     OptimizerSpec,
     ReplaySpec,
-    TensorSpec,
     TrainingDefaults,
 )
 from edgeff.model import LocalNetwork
-from edgeff.optimizer import optimizer_spec, slots
+from edgeff.optimizer import optimizer_spec
 from edgeff.preprocess import Preprocessing
 
 WEIGHTS, INFERENCE, REPLAY = "weights.safetensors", "inference.onnx", "replay.safetensors"
@@ -46,21 +39,15 @@ class ExportSettings:
         optimizer: What the device updates with; its state starts at zero.
         training: Defaults of `train-on-device`.
         dropout: Keep dropout on in training graphs, drawn from a seed input.
+        baselines: Let back-propagation through the whole network travel along, to be compared with.
         metadata: Facts that no reader needs.
     """
 
     optimizer: OptimizerSpec = field(default_factory=lambda: optimizer_spec("adamw"))
     training: TrainingDefaults = field(default_factory=TrainingDefaults)
     dropout: bool = False
+    baselines: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    spec: BlockSpec
-    graphs: BlockGraphs
-    error: float
-    files: Mapping[str, bytes]
 
 
 def export_network(
@@ -129,14 +116,16 @@ def export_network(
         weights=WEIGHTS,
         inference=InferenceSpec(INFERENCE, inference.offsets),
         replay=None if replay is None else ReplaySpec(REPLAY, len(replay[1])),
-        checks=CheckResults(MICRO_BATCHES, {part.spec.name: part.error for part in compiled}, TOLERANCE),
+        checks=check_results(compiled),
         files={},
         metadata=dict(settings.metadata),
     )
+    if settings.baselines:
+        files |= baseline_files(network, manifest, files, dropout=settings.dropout)
     return write_artifact(manifest, files, out)
 
 
-def _once(compiled: Sequence[_Compiled], files: dict[str, bytes | Path]) -> list[_Compiled]:
+def _once(compiled: Sequence[CompiledBlock], files: dict[str, bytes | Path]) -> list[CompiledBlock]:
     """Keep one file of those with the same bytes, that of the first block, and name it in the others."""
     first: dict[bytes | Path, str] = {}
     kept: dict[str, str] = {}
@@ -177,55 +166,16 @@ def check_locality(blocks: Sequence[nn.Module]) -> None:
 
 def _compile(
     block: nn.Module, network: LocalNetwork, preprocessing: Preprocessing, settings: ExportSettings, *, last: bool
-) -> _Compiled:
+) -> CompiledBlock:
     first = block is network.blocks[0]
-    dtype = preprocessing.features.dtype if first else "float32"
-    graphs = compile_block(
-        block, optimizer_spec=settings.optimizer, input_dtype=dtype, last=last, dropout=settings.dropout
+    return compile_checked(
+        block,
+        optimizer=settings.optimizer,
+        input_dtype=preprocessing.features.dtype if first else "float32",
+        classes=len(network.classes),
+        last=last,
+        dropout=settings.dropout,
     )
-    error = check_block(block, graphs, spec=settings.optimizer, input_dtype=dtype, classes=len(network.classes))
-    name = str(block.name)
-    paths = {kind: f"blocks/{name}.{kind}.onnx" for kind in graphs.models}
-    spec = BlockSpec(
-        name=name,
-        input=TensorSpec("x", tuple(block.input_shape), dtype),  # type: ignore[arg-type]
-        handover=None if last else TensorSpec("handover", tuple(block.handover_shape)),  # type: ignore[arg-type]
-        parameters=_specs(graphs.parameters),
-        buffers=_specs(graphs.buffers),
-        slots=slots(settings.optimizer),
-        graphs={kind: _graph_spec(model, paths[kind]) for kind, model in graphs.models.items()},
-        objective=block.describe(),  # type: ignore[operator]
-    )
-    files = {paths[kind]: _serialised(model) for kind, model in graphs.models.items()}
-    return _Compiled(spec, graphs, error, files)
-
-
-def _specs(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        for name, tensor in tensors.items()
-    )
-
-
-def _graph_spec(model: onnx.ModelProto, file: str) -> GraphSpec:
-    return GraphSpec(
-        file=file,
-        inputs=tuple(value.name for value in model.graph.input),
-        outputs=tuple(value.name for value in model.graph.output),
-        nodes=len(model.graph.node),
-        transient=transient(model),
-        work=work_of(model),
-        traffic=traffic_of(model),
-    )
-
-
-def _serialised(model: onnx.ModelProto) -> bytes:
-    """The file: shapes of inner tensors were for the memory model and are left out."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    content: bytes = bare.SerializeToString(deterministic=True)
-    return content
 
 
 __all__ = ["ExportSettings", "check_locality", "export_network"]
