@@ -3,9 +3,11 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p
 VENV := .venv
 DEVICE := .venv-device
 OLD := .venv-ort117
+BENCH_ORT := .venv-bench-ort
+BENCH_MNN := .venv-bench-mnn
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench bench-setup clean
 
 demo: $(VENV)/.ready $(DEVICE)/.ready
 	$(VENV)/bin/python examples/hapt_demo.py --device-python $(DEVICE)/bin/python
@@ -24,6 +26,9 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready $(DEVICE)/.ready
 	$(VENV)/bin/python benchmarks/lowering.py
 	$(VENV)/bin/python benchmarks/adaptation.py
+
+# What `edgeff bench memory` compares with, each in an environment of its own: they cannot share one.
+bench-setup: $(VENV)/.ready $(DEVICE)/.ready $(BENCH_ORT)/.ready $(BENCH_MNN)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
@@ -45,5 +50,19 @@ $(OLD)/.ready: pyproject.toml
 	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check "onnxruntime==1.17.3" "numpy==1.26.4" -e .
 	touch $@
 
+# With a newer onnx its models would be of an IR version that 1.19.2 refuses. It runs without torch.
+$(BENCH_ORT)/.ready:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
+	$(PYTHON) -m venv $(BENCH_ORT)
+	$(BENCH_ORT)/bin/python -m pip install --quiet --disable-pip-version-check \
+		"onnxruntime-training-cpu==1.19.2" "onnx==1.17.0" "numpy==2.4.6" "protobuf==7.36.2"
+	touch $@
+
+$(BENCH_MNN)/.ready:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
+	$(PYTHON) -m venv $(BENCH_MNN)
+	$(BENCH_MNN)/bin/python -m pip install --quiet --disable-pip-version-check "MNN==3.6.1" "numpy==2.4.6"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEVICE) $(OLD) .demo demo.json build dist
+	rm -rf $(VENV) $(DEVICE) $(OLD) $(BENCH_ORT) $(BENCH_MNN) .demo demo.json build dist

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import nn
 
 from edgeff.goodness import PooledGoodness
@@ -14,7 +15,7 @@ NAMES = ("har-cnn", "kws-dscnn", "vgg8", "deep24", "mlp")
 
 
 def reference(name: str) -> LocalNetwork:
-    """A network with random weights.
+    """A network with random weights, the same in every process.
 
     `har-cnn` (windows of 6 signals), `kws-dscnn` (49x40 log-mel), `vgg8` (32x32 colour) and `mlp` (784, 3 x 2000) are
     presets; `deep<N>` is N times a 3x3 convolution to 16 channels on 64x64.
@@ -24,7 +25,9 @@ def reference(name: str) -> LocalNetwork:
     """
     deep = re.fullmatch(r"deep(\d+)", name)
     if deep:
-        return _deep(int(deep[1]))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _deep(int(deep[1]))
     if name not in NAMES:
         raise ValueError(f"unknown network `{name}`; known: {', '.join(NAMES)}")
     return preset(name, width=2000 / 256) if name == "mlp" else preset(name)

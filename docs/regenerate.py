@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 EXAMPLES = (ROOT / "README.md", DOCS / "guide.md", DOCS / "compiler.md")
@@ -178,8 +180,6 @@ def masked(lines: tuple[str, ...]) -> list[str]:
 
 def commands_page() -> str:
     """`docs/commands.md`: what `--help` says, command by command."""
-    import click
-
     from edgeff.cli import COMMANDS as NAMES
     from edgeff.cli import main
 
@@ -194,10 +194,20 @@ def commands_page() -> str:
     for name in NAMES:
         command = main.get_command(context, name)
         assert command is not None
-        own = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
-        lines = "\n".join(line.rstrip() for line in command.get_help(own).splitlines())
-        parts.append(f"## edgeff {name}\n\n```text\n{lines}\n```")
+        parts += _help(command, name, context)
     return "\n\n".join(parts) + "\n"
+
+
+def _help(command: click.Command, name: str, parent: click.Context) -> list[str]:
+    """The help of a command, and of those below it."""
+    own = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+    lines = "\n".join(line.rstrip() for line in command.get_help(own).splitlines())
+    found = [f"## {own.command_path}\n\n```text\n{lines}\n```"]
+    if isinstance(command, click.Group):
+        for below in command.list_commands(own):
+            inner = command.get_command(own, below)
+            found += [] if inner is None else _help(inner, below, own)
+    return found
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train-on-device": ("edgeff.cli_device", "Train an artifact on this machine, inside a budget"),
     "evaluate": ("edgeff.cli_device", "Test an artifact or a run on labelled data"),
     "finalize": ("edgeff.cli_device", "Write a plain inference model"),
+    "bench": ("edgeff.cli_bench", "Run a benchmark of a checkout of edgeff"),
 }
 
 
