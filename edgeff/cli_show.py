@@ -8,10 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgeff.devices import DeviceProfile, default_budget_bytes, load_all, load_profile
-from edgeff.errors import BudgetError, DeviceError
-from edgeff.manifest import Manifest
-from edgeff.report import DeviceVerdict, report_json, report_text, tensor_bytes
+from edgeff.devices import DeviceProfile, load_all, load_profile
 from edgeff.units import format_bytes
 
 
@@ -30,59 +27,39 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--device", "devices", multiple=True, help="A profile's name or TOML file; repeatable. Default: all.")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows of a batch. Default: what the artifact proposes.")
+@click.option(
+    "--measure", is_flag=True, help="Train for a moment on this machine whatever fits, and set it beside the plan."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def report(artifact: Path, devices: tuple[str, ...], as_json: bool) -> None:
-    """Show what training ARTIFACT takes per block, and on which devices it fits."""
+@click.option("--html", "html", type=click.Path(path_type=Path), help="Write one HTML file instead of printing text.")
+def report(
+    artifact: Path, devices: tuple[str, ...], batch_size: int | None, measure: bool, as_json: bool, html: Path | None
+) -> None:
+    """Show what training ARTIFACT takes by each method, and on which devices it fits."""
     from edgeff.artifact import open_artifact
+    from edgeff.cli_report import check_report_file, report_on
+    from edgeff.report_json import report_json
+    from edgeff.report_text import report_text
 
-    manifest = open_artifact(artifact).manifest
-    profiles = [load_profile(name) for name in devices] if devices else load_all()
-    verdicts = [verdict_of(manifest, profile) for profile in profiles]
+    if html is not None:
+        check_report_file(html)  # before minutes of measuring
+    opened = open_artifact(artifact)
+    profiles = [load_profile(name) for name in dict.fromkeys(devices)] if devices else load_all()
+    found, planner = report_on(opened, str(artifact), profiles, batch_size, measure=measure)
+    if html is not None:
+        from edgeff.atomic import write_atomically
+        from edgeff.report_html import report_html
+
+        write_atomically(html, report_html(found, planner).encode())
     if as_json:
-        click.echo(json.dumps(report_json(str(artifact), manifest, verdicts), indent=2))
+        click.echo(json.dumps(report_json(found), indent=2))
+    elif html is not None:
+        click.echo(
+            f"{html}: {len(found.devices)} device{'s'[: len(found.devices) != 1]}, {format_bytes(html.stat().st_size)}"
+        )
     else:
-        click.echo(report_text(manifest, verdicts))
-
-
-def verdict_of(manifest: Manifest, profile: DeviceProfile) -> DeviceVerdict:
-    """Plan the model for a device."""
-    from edgeff.runtime.plan import Request, plan
-
-    ram = None if profile.app_ram is None else int(profile.app_ram.value)
-    estimated = profile.app_ram is not None and profile.app_ram.is_estimate
-    floor = 0 if profile.floor is None else int(profile.floor.value)
-    verdict = DeviceVerdict(profile.id, ram, estimated, floor, 0, False, None, None, "")
-    if not profile.can_train:
-        return _without_runtime(verdict, manifest, profile)
-    if ram is None:
-        return _changed(verdict, reason="takes what the machine has: run `edgeff devices --detect` there")
-    try:
-        budget = default_budget_bytes(profile, floor)
-        planned = plan(manifest, Request(batch_size=manifest.training.batch_size, budget_bytes=budget))
-    except (BudgetError, DeviceError) as error:
-        return _changed(verdict, budget_bytes=max(0, ram - floor), reason=str(error))
-    return _changed(
-        verdict,
-        budget_bytes=budget,
-        fits=True,
-        micro_batch=planned.micro_batch,
-        planned_bytes=planned.planned_bytes,
-    )
-
-
-def _without_runtime(verdict: DeviceVerdict, manifest: Manifest, profile: DeviceProfile) -> DeviceVerdict:
-    """Tensor bytes against the memory, and the sentence that onnxruntime does not run there; nothing is promised."""
-    needed = tensor_bytes(manifest)
-    ram = profile.app_ram or profile.ram
-    fits = "would fit" if ram is not None and needed <= int(ram.value) else "would not fit"
-    reason = f"tensors alone ({format_bytes(needed)} at micro-batch 1) {fits}; {profile.refusal}"
-    return _changed(verdict, floor_bytes=0, ram_bytes=None if ram is None else int(ram.value), reason=reason)
-
-
-def _changed(verdict: DeviceVerdict, **values: object) -> DeviceVerdict:
-    from dataclasses import replace
-
-    return replace(verdict, **values)  # type: ignore[arg-type]
+        click.echo(report_text(found, details=bool(devices)))
 
 
 @click.command()
