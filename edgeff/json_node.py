@@ -11,7 +11,8 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from edgeff.errors import ArtifactError
 
@@ -33,19 +34,44 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
+Value = TypeVar("Value")
+
+
 class _Object(dict[str, object]):
     """A JSON object that remembers a key that was given twice."""
 
     repeated: str | None = None
 
 
-def _object(pairs: list[tuple[str, object]]) -> _Object:
-    result = _Object()
-    for key, value in pairs:
-        if key in result:
-            result.repeated = key
-        result[key] = value
-    return result
+class _Sharing:
+    """Makes equal values of a document one object, as they are parsed: the alike blocks of a deep network are many.
+
+    A value is known by its type and by which objects it is made of, not by `==`, for which `1`, `1.0` and `True` are
+    one.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[object, ...], object] = {}
+
+    def of_pairs(self, pairs: list[tuple[str, object]]) -> _Object:
+        """What `json` calls for every object, the innermost first."""
+        result = _Object()
+        for key, value in pairs:
+            if key in result:
+                result.repeated = key
+            result[key] = self._shared(value)
+        if result.repeated is not None:
+            return result
+        parts = [id(part) for key, value in result.items() for part in (self._shared(key), value)]
+        return cast(_Object, self._seen.setdefault((_Object, *parts), result))
+
+    def _shared(self, value: object) -> object:
+        if isinstance(value, _Object):
+            return value
+        if isinstance(value, list):
+            value = [self._shared(item) for item in value]
+            return self._seen.setdefault((list, *map(id, value)), value)
+        return self._seen.setdefault((type(value), value), value)
 
 
 def parse_json(text: str, name: str) -> Node:
@@ -59,7 +85,7 @@ def parse_json(text: str, name: str) -> Node:
     """
     try:
         # `NaN` and `Infinity` are let in here as floats, so that the reader of the place can name it.
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=float)
+        value = json.loads(text, object_pairs_hook=_Sharing().of_pairs, parse_constant=float)
     except RecursionError as error:
         raise ArtifactError(f"`{name}` is nested too deeply", hint=HINT) from error
     except ValueError as error:
@@ -112,11 +138,13 @@ class Node:
         value: As `json` gives it.
         path: From the root, such as `blocks[2].name`; empty for the root.
         document: What the root is called.
+        read: What `once` made of values of this document.
     """
 
     value: object
     path: str
     document: str
+    read: dict[tuple[object, int], object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def place(self) -> str:
@@ -129,8 +157,16 @@ class Node:
 
     def _child(self, key: str, value: object) -> Node:
         if _PLAIN_KEY.fullmatch(key):
-            return Node(value, f"{self.path}.{key}" if self.path else key, self.document)
-        return Node(value, f"{self.path}[{json.dumps(key[:64])}]", self.document)
+            return Node(value, f"{self.path}.{key}" if self.path else key, self.document, self.read)
+        return Node(value, f"{self.path}[{json.dumps(key[:64])}]", self.document, self.read)
+
+    def once(self, read: Callable[[Node], Value]) -> Value:
+        """What `read` makes of it: the same object for every equal value of the document, which is read only once."""
+        # Equal values are one object, which lives at least as long as the root.
+        key = (read, id(self.value))
+        if key not in self.read:
+            self.read[key] = read(self)
+        return cast(Value, self.read[key])
 
     def mapping(self) -> dict[str, Node]:
         """An object with any keys that are texts (see `text`), none of them twice."""
@@ -159,7 +195,9 @@ class Node:
         """A list."""
         if not isinstance(self.value, list):
             raise self.error("a list")
-        return [Node(value, f"{self.path}[{index}]", self.document) for index, value in enumerate(self.value)]
+        return [
+            Node(value, f"{self.path}[{index}]", self.document, self.read) for index, value in enumerate(self.value)
+        ]
 
     def optional(self) -> Node | None:
         """Itself, or None for `null`."""

@@ -238,14 +238,22 @@ def _block(node: Node) -> BlockSpec:
     graphs = fields["graphs"].fields(*GRAPH_KINDS)
     return BlockSpec(
         name=fields["name"].name(),
-        input=_tensor(fields["input"]),
-        handover=_tensor(handover) if handover else None,
-        parameters=_tuple(fields["parameters"], _tensor),
-        buffers=_tuple(fields["buffers"], _tensor),
-        slots=_tuple(fields["slots"], Node.name),
-        graphs={kind: _graph(graphs[kind]) for kind in GRAPH_KINDS},
-        objective=_free_object(fields["objective"]),
+        input=fields["input"].once(_tensor),
+        handover=handover.once(_tensor) if handover else None,
+        parameters=fields["parameters"].once(_tensors),
+        buffers=fields["buffers"].once(_tensors),
+        slots=fields["slots"].once(_names),
+        graphs={kind: graphs[kind].once(_graph) for kind in GRAPH_KINDS},
+        objective=fields["objective"].once(_free_object),
     )
+
+
+def _tensors(node: Node) -> tuple[TensorSpec, ...]:
+    return _tuple(node, _tensor)
+
+
+def _names(node: Node) -> tuple[str, ...]:
+    return _tuple(node, Node.name)
 
 
 def _graph(node: Node) -> GraphSpec:

@@ -193,7 +193,8 @@ class _Session:
         values: dict[tuple[str, tuple[int, ...]], tuple[Array, Any]] = {}
         taken = [self._value(values, arrays, port) for port in self.inputs]
         given = [self._value(values, arrays, port) for port in self.outputs]
-        held = tuple(array for array, _ in values.values())
+        # From a list: of a generator's tuple the interpreter would keep the memory, and these are made for every batch.
+        held = tuple([array for array, _ in values.values()])
         return _BoundSession(self, self._native.vector(taken), self._native.vector(given), held)
 
     def run(self, taken: Any, given: Any) -> None:

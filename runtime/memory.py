@@ -1,15 +1,16 @@
-"""A block's arrays: weights, constant tensors, optimiser state and gradient sums.
+"""The blocks' arrays: weights, constant tensors, optimiser state and gradient sums.
 
 They are allocated once and bound to the graphs; training changes them in place. What the optimiser updates lies in one
-run of numbers for each role, parameter after parameter in the same places of each, so that `apply` can go over a block
-in pieces of any size.
+run of numbers for each role, block after block and parameter after parameter in the same places of each, so that
+`apply` can go over all blocks in pieces of any size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate as running_sums
 
 import numpy as np
 
@@ -32,11 +33,13 @@ class BlockMemory:
             `gradient.<name>`; the last two only where the block is trained.
         runs: What they are views of, float32 (numbers,), all of the same length: `parameter`, `gradient`,
             `state.<slot>`; none where the block is not trained.
+        start: Where these runs begin in those of all blocks.
     """
 
     spec: BlockSpec
     arrays: Mapping[str, Array]
     runs: Mapping[str, Array] = field(default_factory=dict)
+    start: int = 0
 
     def weights(self) -> dict[str, Array]:
         """The arrays themselves of parameters and buffers, by their key in a weights file."""
@@ -55,21 +58,16 @@ class BlockMemory:
             if f"state.{slot}.{spec.name}" in self.arrays
         }
 
-    def zero_gradients(self) -> None:
-        """Begin a new sum of gradients."""
-        self.runs["gradient"].fill(0)
-
-    def with_gradients(self) -> BlockMemory:
-        """The same arrays, with gradient sums if there are none yet."""
-        if "gradient" in self.runs or not self.runs:
+    def over(self, runs: Mapping[str, Array]) -> BlockMemory:
+        """The same block on its part of the runs of all blocks; itself where it is not trained."""
+        if not self.runs:
             return self
-        run, views = _run(self.spec, "gradient")
-        return BlockMemory(self.spec, {**self.arrays, **views}, {**self.runs, "gradient": run})
-
-    def without_gradients(self) -> BlockMemory:
-        """The same arrays without gradient sums."""
-        arrays = {name: array for name, array in self.arrays.items() if not name.startswith("gradient.")}
-        return BlockMemory(self.spec, arrays, {role: run for role, run in self.runs.items() if role != "gradient"})
+        stop = self.start + _numbers(self.spec)
+        own = {role: run[self.start : stop] for role, run in runs.items()}
+        arrays = {name: array for name, array in self.arrays.items() if name.startswith("buffer.")}
+        for role, run in own.items():
+            arrays |= _views(self.spec, role, run)
+        return BlockMemory(self.spec, arrays, own, self.start)
 
 
 def allocate_memory(spec: BlockSpec, *, trained: bool, accumulate: bool = False) -> BlockMemory:
@@ -80,14 +78,36 @@ def allocate_memory(spec: BlockSpec, *, trained: bool, accumulate: bool = False)
         trained: Give it optimiser state.
         accumulate: Give it gradient sums.
     """
-    arrays: dict[str, Array] = {f"buffer.{tensor.name}": _zeros(tensor) for tensor in spec.buffers}
-    if not trained:
-        return BlockMemory(spec, arrays | {f"parameter.{tensor.name}": _zeros(tensor) for tensor in spec.parameters})
-    runs: dict[str, Array] = {}
-    for role in ("parameter", *(["gradient"] if accumulate else []), *(f"state.{slot}" for slot in spec.slots)):
-        runs[role], views = _run(spec, role)
-        arrays |= views
-    return BlockMemory(spec, arrays, runs)
+    (memory,), _ = allocate_memories([spec], trained=[spec.name] if trained else [], accumulate=accumulate)
+    return memory
+
+
+def allocate_memories(
+    specs: Sequence[BlockSpec], *, trained: Collection[str], accumulate: bool = False
+) -> tuple[tuple[BlockMemory, ...], dict[str, Array]]:
+    """Arrays for some blocks, all zero, and the runs of numbers of those that are trained, by role.
+
+    Args:
+        specs: The blocks.
+        trained: Names of those that get optimiser state.
+        accumulate: Give these gradient sums.
+    """
+    chosen = [spec for spec in specs if spec.name in trained]
+    starts = dict(zip((spec.name for spec in chosen), _starts(_numbers(spec) for spec in chosen), strict=False))
+    roles = ["parameter", *(["gradient"] if accumulate else []), *(f"state.{slot}" for slot in specs[0].slots)]
+    total = sum(map(_numbers, chosen))
+    runs = {role: _zeros(TensorSpec(role, (total,))) for role in roles} if chosen else {}
+    return tuple(_allocated(spec, starts.get(spec.name), runs) for spec in specs), runs
+
+
+def with_gradients(runs: Mapping[str, Array], wanted: bool) -> dict[str, Array]:
+    """The same runs of numbers, with or without gradient sums; zero where there were none."""
+    found = {role: run for role, run in runs.items() if role != "gradient"}
+    if wanted and found:
+        found["gradient"] = (
+            runs["gradient"] if "gradient" in runs else _zeros(TensorSpec("gradient", found["parameter"].shape))
+        )
+    return found
 
 
 def copy_weights(memory: BlockMemory, weights: Mapping[str, Array]) -> None:
@@ -108,16 +128,34 @@ def copy_weights(memory: BlockMemory, weights: Mapping[str, Array]) -> None:
         array[...] = given
 
 
-def _run(spec: BlockSpec, role: str) -> tuple[Array, dict[str, Array]]:
-    """Zeros for all parameters of a block, and the part of each. Padding between them stays zero under any update."""
+def _allocated(spec: BlockSpec, start: int | None, runs: Mapping[str, Array]) -> BlockMemory:
+    arrays = {f"buffer.{tensor.name}": _zeros(tensor) for tensor in spec.buffers}
+    if start is not None:
+        return BlockMemory(spec, arrays, runs, start).over(runs)
+    return BlockMemory(spec, arrays | {f"parameter.{tensor.name}": _zeros(tensor) for tensor in spec.parameters})
+
+
+def _views(spec: BlockSpec, role: str, run: Array) -> dict[str, Array]:
+    """Each parameter's part of a block's run. Padding between them stays zero under any update."""
+    starts = _starts(map(_padded, spec.parameters))
+    return {
+        f"{role}.{tensor.name}": run[start : start + math.prod(tensor.shape)].reshape(tensor.shape)
+        for tensor, start in zip(spec.parameters, starts, strict=False)
+    }
+
+
+def _numbers(spec: BlockSpec) -> int:
+    return sum(map(_padded, spec.parameters))
+
+
+def _padded(tensor: TensorSpec) -> int:
     step = ALIGNMENT // _ITEM_BYTES
-    sizes = [-(-math.prod(tensor.shape) // step) * step for tensor in spec.parameters]
-    run: Array = _zeros(TensorSpec(role, (sum(sizes),)))
-    views, start = {}, 0
-    for tensor, size in zip(spec.parameters, sizes, strict=True):
-        views[f"{role}.{tensor.name}"] = run[start : start + math.prod(tensor.shape)].reshape(tensor.shape)
-        start += size
-    return run, views
+    return -(-math.prod(tensor.shape) // step) * step
+
+
+def _starts(sizes: Iterable[int]) -> Iterator[int]:
+    """Where each begins when they lie one after another, and where the last ends."""
+    return running_sums(sizes, initial=0)
 
 
 def _zeros(tensor: TensorSpec) -> Array:

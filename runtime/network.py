@@ -11,7 +11,7 @@ from edgeff.manifest import GraphKind, Manifest
 from edgeff.preprocess import Preprocessing
 from edgeff.runtime.buffers import Buffers
 from edgeff.runtime.engine import Array, Call, Engine, Graph, check_graph
-from edgeff.runtime.memory import BlockMemory, allocate_memory
+from edgeff.runtime.memory import BlockMemory, allocate_memories, allocate_memory, with_gradients
 from edgeff.runtime.store import AllWeights, ArtifactStore, GivenStore, Store
 
 # Calls of a block that are kept bound, for parts of a micro-batch; more are bound anew each time.
@@ -28,6 +28,7 @@ class Network:
         preprocessing: From raw rows to the first block's input.
         memories: Of each block, in order; None for one that is not in memory.
         store: Has the weights of those.
+        runs: By role, the numbers of all blocks that are trained, one block after another, in order.
     """
 
     artifact: Artifact
@@ -35,6 +36,7 @@ class Network:
     preprocessing: Preprocessing
     memories: tuple[BlockMemory | None, ...]
     store: Store
+    runs: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -65,21 +67,17 @@ class Network:
         """The same network with one block in memory, to be trained, and no other."""
         memory = allocate_memory(self.manifest.blocks[block], trained=True, accumulate=accumulate)
         self.store.fill(memory)
-        return replace(self, memories=tuple(memory if i == block else None for i in range(len(self.memories))))
+        memories = tuple(memory if number == block else None for number in range(len(self.memories)))
+        return replace(self, memories=memories, runs=memory.runs)
 
     def holding_nothing(self) -> Network:
         """The same network with no block in memory."""
-        return replace(self, memories=(None,) * len(self.memories))
+        return replace(self, memories=(None,) * len(self.memories), runs={})
 
     def accumulating(self, accumulate: bool) -> Network:
         """The same arrays, with or without gradient sums."""
-        return replace(
-            self,
-            memories=tuple(
-                None if memory is None else memory.with_gradients() if accumulate else memory.without_gradients()
-                for memory in self.memories
-            ),
-        )
+        runs = with_gradients(self.runs, accumulate)
+        return replace(self, memories=tuple(memory and memory.over(runs) for memory in self.memories), runs=runs)
 
 
 def open_network(
@@ -106,12 +104,14 @@ def open_network(
     manifest = artifact.manifest
     check_block_names(manifest, trained)
     store: Store = ArtifactStore(artifact) if weights is None else GivenStore(weights)
-    memories = []
-    for spec in manifest.blocks:
-        memory = allocate_memory(spec, trained=spec.name in trained, accumulate=accumulate)
-        store.fill(memory)
-        memories.append(memory)
-    return Network(artifact, engine, preprocessing_of(manifest), tuple(memories), store)
+    memories, runs = allocate_memories(manifest.blocks, trained=trained, accumulate=accumulate)
+    if weights is None:
+        # All at once: for every call the file's list of tensors is read anew.
+        artifact.fill({key: array for memory in memories for key, array in memory.weights().items()})
+    else:
+        for memory in memories:
+            store.fill(memory)
+    return Network(artifact, engine, preprocessing_of(manifest), memories, store, runs)
 
 
 def open_on_disk(artifact: Artifact, engine: Engine, store: Store) -> Network:
@@ -221,6 +221,8 @@ class Chain:
                 stop = min(start + size, rows)
                 call = self._call(place, memory, start, stop)
                 yield Part(self._first + place, number, slice(start, stop), call)
+                if isinstance(call, _Passing):
+                    call.let_go()
             del memory
 
     def _call(self, place: int, memory: BlockMemory, start: int, stop: int) -> Call:
@@ -229,6 +231,25 @@ class Chain:
             return kept[start, stop]
         arrays = self._buffers.bound_for(self._first + place, start, stop, self._network.manifest)
         call = self._graphs[place].bind({**arrays, **memory.arrays})
-        if self._network.memories[self._first + place] is not None and len(kept) < _KEPT_CALLS:
+        if self._network.memories[self._first + place] is None:
+            return _Passing(call)
+        if len(kept) < _KEPT_CALLS:
             kept[start, stop] = call
         return call
+
+
+class _Passing:
+    """A call that holds nothing once the next one is asked for, even while somebody still has it.
+
+    Else the weights of a block would be there beside those of the next.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call: Call | None = call
+
+    def run(self) -> None:
+        assert self._call is not None
+        self._call.run()
+
+    def let_go(self) -> None:
+        self._call = None

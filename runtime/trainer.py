@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from edgeff.errors import RunError
 from edgeff.optimizer import rates
 from edgeff.rows import Rows
+from edgeff.runtime.apply import applies
 from edgeff.runtime.block_meter import BlockMeter
 from edgeff.runtime.buffers import Buffers, allocate_buffers
-from edgeff.runtime.engine import Call
-from edgeff.runtime.memory import BlockMemory
 from edgeff.runtime.meter import MemoryReading, Meter
 from edgeff.runtime.network import Chain, Graphs, Network, Part
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
-from edgeff.runtime.plan import APPLY_NUMBERS, BlockPlan, Plan
+from edgeff.runtime.plan import BlockPlan, Plan
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -230,11 +229,7 @@ class _Update:
             micro_batches=[part.micro_batch for part in parts],
             first=first,
         )
-        self._applies = {
-            block: _Apply(network.memory(block), graphs, block, self._buffers)
-            for block, part in numbered
-            if "apply" in part.graphs
-        }
+        self._applies = applies(network, graphs, [one for one in numbered if one[1].trained], self._buffers)
 
     def run(self, index: NDArray[np.int64], step: int, scalars: Mapping[str, float]) -> dict[str, float]:
         """One batch: the loss of every trained block."""
@@ -247,7 +242,7 @@ class _Update:
                 self._run(run, step, row + run.rows.start, loss)
             row += len(part)
         self._check_finite(loss, step)
-        for apply in self._applies.values():
+        for apply in self._applies:
             apply.run()
         return {self._name(block): value for block, value in loss.items()}
 
@@ -279,28 +274,3 @@ class _Update:
 
     def _name(self, block: int) -> str:
         return self._network.manifest.blocks[block].name
-
-
-class _Apply:
-    """The update of a block once a batch is complete, in pieces whose temporaries are small."""
-
-    # Of a larger block the pieces are bound anew each time: so many calls would take more memory than they save time.
-    _KEPT = 16
-
-    def __init__(self, memory: BlockMemory, graphs: Graphs, block: int, buffers: Buffers) -> None:
-        self._memory = memory
-        self._graph = graphs.of(block, "apply")
-        self._buffers = buffers
-        numbers = len(memory.runs["parameter"])
-        self._starts = range(0, numbers, APPLY_NUMBERS)
-        self._calls = [self._bind(start) for start in self._starts] if len(self._starts) <= self._KEPT else None
-
-    def run(self) -> None:
-        """Update, and begin a new sum of gradients."""
-        for call in self._calls or map(self._bind, self._starts):
-            call.run()
-        self._memory.zero_gradients()
-
-    def _bind(self, start: int) -> Call:
-        runs = {role: run[start : start + APPLY_NUMBERS] for role, run in self._memory.runs.items()}
-        return self._graph.bind({**runs, **self._buffers.scalars})

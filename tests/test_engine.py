@@ -2,8 +2,10 @@
 
 import builtins
 import json
+import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,48 @@ def test_a_missing_array_is_refused_by_name(engine):
         engine.load(content("step"), "step.onnx").bind(
             {name: array for name, array in step_arrays()[2].items() if name != "parameter.w"}
         )
+
+
+def test_an_array_must_fit_the_output_that_is_written_over_it_too(engine):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Concat", ["w", "w"], ["new.w"], axis=0)],
+        "grows",
+        [value("w", TensorProto.FLOAT, [2])],
+        [value("new.w", TensorProto.FLOAT, [4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    with pytest.raises(EngineError, match=r"^`g`: `new.w` must be float32 \(4\), got float32 \(2\)$"):
+        engine.load(model.SerializeToString(), "g").bind({"w": np.zeros(2, np.float32)})
+
+
+def test_an_array_lives_as_long_as_a_call_is_bound_to_it(engine):
+    _, _, arrays = step_arrays()
+    held = weakref.ref(arrays["loss"])
+    call = engine.load(content("step"), "step.onnx").bind(arrays)
+    arrays.clear()
+    assert held() is not None
+    call.run()
+    del call
+    assert held() is None
+
+
+ASKING = """
+import os, sys
+from edgeff.runtime.engine import OnnxRuntime
+assert "onnxruntime" not in sys.modules
+OnnxRuntime(1)
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")])
+def test_onnxruntime_is_told_to_keep_to_itself_unless_the_user_decided(given, found):
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", ASKING], capture_output=True, text=True, check=True, env={**kept, **given}
+    )
+    assert done.stdout.strip() == found
 
 
 def test_bytes_that_are_no_graph_are_refused_in_one_line(engine):

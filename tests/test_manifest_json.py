@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgeff import __version__
 from edgeff.errors import ArtifactError
-from edgeff.json_node import is_contained_path
+from edgeff.json_node import is_contained_path, parse_json
 from edgeff.manifest import (
     GRAPH_KINDS,
     ITEM_BYTES,
@@ -35,7 +35,7 @@ from edgeff.manifest import (
     TrainingDefaults,
     Work,
 )
-from edgeff.manifest_json import MAX_MANIFEST_BYTES, from_json, to_json
+from edgeff.manifest_json import MAX_MANIFEST_BYTES, _block, from_json, to_json
 from edgeff.manifest_rules import referenced_files, weight_specs
 from edgeff.optimizer import OPTIMIZERS, optimizer_spec, rates, slots
 
@@ -676,6 +676,27 @@ def test_m26_a_new_value_may_stand_for_a_parameter_or_a_state_of_step_and_apply_
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_equal_blocks_have_in_common_is_held_once():
+    document = json.loads(to_json(tiny_manifest()))
+    block = document["blocks"][0]
+    again = {**copy.deepcopy(block), "name": "again"}
+    alike = parse_json(json.dumps({"blocks": [block, again]}), "m").mapping()["blocks"].elements()
+    first, second = (_block(node) for node in alike)
+    assert (first.name, second.name) == (block["name"], "again")
+    for part in ("input", "handover", "parameters", "buffers", "slots", "objective"):
+        assert getattr(first, part) is getattr(second, part), part
+    for kind in GRAPH_KINDS:
+        assert first.graphs[kind] is second.graphs[kind]
+    assert first == tiny_manifest().blocks[0]
+
+
+def test_values_that_are_equal_only_to_python_stay_apart():
+    values = parse_json('{"a": [{"x": 1}, {"x": 1.0}, {"x": true}, {"x": 1}], "b": [[1], [1.0], [true]]}', "m").value
+    assert [type(value["x"]) for value in values["a"]] == [int, float, bool, int]
+    assert [type(value[0]) for value in values["b"]] == [int, float, bool]
+    assert values["a"][0] is values["a"][3]
+
+
 def test_the_golden_manifest_is_still_written_byte_for_byte():
     assert to_json(tiny_manifest()) == GOLDEN.read_text(encoding="utf-8")
 
@@ -837,7 +858,7 @@ def test_the_tiny_manifest_has_every_graph_kind():
 
 def test_every_must_of_the_specification_has_a_test():
     rules = set(re.findall(r"\*\*(M\d+)\*\*", SPECIFICATION.read_text(encoding="utf-8")))
-    tests = (TESTS / "test_manifest_json.py", TESTS / "test_artifact.py")
+    tests = (TESTS / "test_manifest_json.py", TESTS / "test_artifact.py", TESTS / "test_baselines.py")
     found = [re.findall(r'"M(\d+)"|def test_m(\d+)_', path.read_text(encoding="utf-8")) for path in tests]
     tested = {f"M{table or name}" for matches in found for table, name in matches}
     assert rules

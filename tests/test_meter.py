@@ -40,6 +40,17 @@ def test_training_bytes_are_never_below_zero():
     assert meter.read().training_bytes == 0
 
 
+def test_program_code_that_was_read_in_since_the_floor_is_told_apart():
+    probe = probe_of(Residency(100, 100, "VmHWM", 40), Residency(180, 200, "VmHWM", 70))
+    reading = Meter(probe, lambda: True).read()
+    assert (reading.code_bytes, reading.training_bytes) == (30, 100)
+
+
+def test_code_that_the_system_took_back_is_not_less_than_none():
+    probe = probe_of(Residency(100, 100, "VmHWM", 40), Residency(90, 110, "VmHWM", 10))
+    assert Meter(probe, lambda: True).read().code_bytes == 0
+
+
 def test_a_status_without_the_fields_is_not_read():
     with pytest.raises(KeyError):
         parse_status("Name:\tpython\n")

@@ -15,6 +15,7 @@ from edgeff.errors import RunError
 from edgeff.manifest import GraphKind
 from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import Graph, OnnxRuntime
+from edgeff.runtime.memory import BlockMemory
 from edgeff.runtime.network import Chain, Graphs, Network, check_block_names, open_network, open_on_disk
 from edgeff.runtime.store import ArtifactStore
 
@@ -113,6 +114,33 @@ def test_what_the_optimizer_updates_is_one_run_of_numbers_for_each_role(artifact
     assert network.memory(1).runs == {}
 
 
+def test_the_numbers_of_all_trained_blocks_follow_one_another(artifact: Artifact, engine: Counting) -> None:
+    network = open_network(artifact, engine, trained=["block1", "block3"], accumulate=True)
+    assert set(network.runs) == {"parameter", "gradient", "state.velocity"}
+    first, third = network.memory(0), network.memory(2)
+    for role, run in network.runs.items():
+        joined = np.concatenate([first.runs[role], third.runs[role]])
+        run += np.arange(len(run), dtype=np.float32)
+        np.testing.assert_array_equal(run, joined + np.arange(len(run), dtype=np.float32))
+        assert np.shares_memory(run, third.arrays[f"{role}.b"])
+    np.testing.assert_array_equal(third.runs["parameter"], network.runs["parameter"][third.start :])
+
+
+def test_gradient_sums_come_and_go_and_all_else_stays(artifact: Artifact, engine: Counting) -> None:
+    network = open_network(artifact, engine, trained=["block1", "block3"])
+    network.runs["state.velocity"].fill(3.0)
+    summing = network.accumulating(True)
+    assert (summing.runs["gradient"] == 0).all()
+    assert summing.memory(0).arrays["gradient.w"].shape == (FEATURES, CLASSES)
+    summing.memory(2).arrays["gradient.w"].fill(1.0)
+    assert summing.accumulating(True).runs["gradient"].any()
+    for again in (summing, summing.accumulating(False)):
+        for key, array in network.resident().items():
+            assert np.shares_memory(again.resident()[key], array), key
+    assert not any(name.startswith("gradient.") for name in summing.accumulating(False).memory(2).arrays)
+    assert open_network(artifact, engine).accumulating(True).runs == {}
+
+
 def test_a_block_that_is_not_in_memory_is_read_for_who_asks(artifact: Artifact, engine: Counting) -> None:
     on_disk = open_on_disk(artifact, engine, ArtifactStore(artifact))
     assert on_disk.resident() == {}
@@ -193,6 +221,22 @@ def test_a_chain_sees_weights_that_change_after_it_was_bound(artifact: Artifact,
     changed = Oracle(TINY, {key: -array for key, array in artifact.tensors().items()})
     np.testing.assert_allclose(after, changed.scores(x)[0][0], rtol=1e-4, atol=1e-5)
     assert np.abs(after - before).max() > 0.1
+
+
+def test_of_blocks_that_are_not_in_memory_there_is_only_one_at_a_time(artifact: Artifact, engine: Counting) -> None:
+    read: list[weakref.ref[Any]] = []
+
+    class Noting(ArtifactStore):
+        def fill(self, memory: BlockMemory) -> None:
+            assert [one() for one in read] == [None] * len(read)
+            read.append(weakref.ref(memory.arrays["parameter.w"]))
+            super().fill(memory)
+
+    on_disk = open_on_disk(artifact, engine, Noting(artifact))
+    chain = chain_of(on_disk, ["forward"] * 3, allocate_buffers(artifact.manifest, 2, {}))
+    for part in chain.parts(2):  # the part is held while the next one is made
+        part.call.run()
+    assert len(read) == 3
 
 
 def test_the_graphs_are_gone_with_the_chain(network: Network) -> None:
