@@ -14,7 +14,7 @@ import click
 
 from edgeff.artifact import Artifact, open_artifact
 from edgeff.cli_progress import ProgressLine
-from edgeff.errors import BudgetError, DataError, DeviceError, RunError
+from edgeff.errors import BudgetError, DataError, DeviceError, EngineError, RunError
 from edgeff.manifest import Manifest
 from edgeff.units import format_bytes, parse_bytes
 
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from edgeff.dataset import Dataset
     from edgeff.runtime.adapt import Adaptation
     from edgeff.runtime.control import Control
-    from edgeff.runtime.engine import OnnxRuntime
-    from edgeff.runtime.meter import Meter
+    from edgeff.runtime.events import Event
+    from edgeff.runtime.plan import Plan, Request
+
+# Digits and unit; Python would not even read thousands of digits as a number.
+_LONGEST_BUDGET = 40
+_MOST_BYTES = 2**63 - 1
 
 _ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
 _DATA = click.option("--data", required=True, metavar="SPEC", help="Labelled raw rows: a path, or `name:split`.")
@@ -110,10 +114,14 @@ def train_on_device(
     Some of the rows are held out as a guard; the weights of the epoch that does best on them are kept, which may be
     those that the artifact came with.
     """
-    asked = None if budget is None else _positive(parse_bytes(budget))
+    asked = None if budget is None else _parse_budget(budget)
+    caps = _block_budgets(block_budgets)
     if total and asked is None:
         raise click.UsageError("--total needs --budget")
-    engine, meter, allocator = _start(threads, lean=total)
+    import edgeff.devices  # noqa: F401  (belongs to the floor)
+    from edgeff.runtime.start import start
+
+    engine, meter, allocator = start(threads, lean=total)
     if total and asked is not None:
         asked = _over_floor(asked, meter.floor_bytes)
     budget_bytes = _budget(asked, device_name, meter.floor_bytes)
@@ -122,7 +130,6 @@ def train_on_device(
     from edgeff.runtime.checkpoint import RunFolder
     from edgeff.runtime.control import Control
     from edgeff.runtime.pages import RETURNING_CODE_BYTES
-    from edgeff.runtime.plan import plan
     from edgeff.runtime.settings import default_settings
 
     given = {name: value for name, value in settings.items() if value is not None}
@@ -140,11 +147,12 @@ def train_on_device(
         features=None if features == "auto" else features,
         prefer=prefer,
         micro_batch=micro_batch,
-        block_budgets=_block_budgets(block_budgets),
+        block_budgets=caps,
         disk_bytes=_free_bytes(out),
         returning_bytes=RETURNING_CODE_BYTES if total else 0,
     )
-    planned = plan(opened.manifest, request)
+    over = meter.floor_bytes if total else 0
+    planned = _plan(opened.manifest, request, over)
     dtype = planned.features if planned.features in ("float16", "uint8") else "float32"
     chosen = replace(chosen, schedule=planned.schedule, feature_dtype=dtype)
     adaptation = Adaptation(
@@ -157,9 +165,10 @@ def train_on_device(
         folder=RunFolder(out),
         meter=meter,
         allocator=allocator,
-        asked_budget=_asked(Control(control), meter.floor_bytes if total else 0) if control else lambda: None,
+        asked_budget=_asked(Control(control), over) if control else lambda: None,
     )
-    result = _run(adaptation, resume=resume)
+    with _hints_for_total(over):
+        result = _run(adaptation, resume=resume)
     found = {
         "run": str(out),
         "floor_bytes": meter.floor_bytes,
@@ -177,7 +186,9 @@ def _block_budgets(given: tuple[str, ...]) -> dict[str, int]:
         name, separator, amount = text.partition("=")
         if not separator or not name:
             raise click.UsageError(f"--block-budget takes NAME=BYTES, got `{text}`")
-        found[name] = _positive(parse_bytes(amount))
+        if name in found:
+            raise click.UsageError(f"--block-budget names `{name}` twice")
+        found[name] = _parse_budget(amount, option=f"--block-budget {name}=")
     return found
 
 
@@ -214,39 +225,51 @@ def _over_floor(total: int, floor_bytes: int) -> int:
     return total - floor_bytes
 
 
-def _start(threads: int | None, *, lean: bool) -> tuple[OnnxRuntime, Meter, Any]:
-    """Load everything that belongs to the floor, then begin to measure.
+def _parse_budget(text: str, option: str = "--budget ") -> int:
+    """Read an option's budget.
 
-    Args:
-        threads: Of the engine.
-        lean: Give back the program code that only starting up needed. Not done unasked: how much of it goes depends on
-            what other processes use of it, and some comes back while training.
+    Raises:
+        EdgeffError: It is no number of bytes.
+        BudgetError: It is none, or more than any machine has.
     """
-    # numpy loads these two when they are first used, which would else be counted as training.
-    import numpy.ma
-    import numpy.random  # noqa: F401
-
-    import edgeff.data
-    import edgeff.devices
-    import edgeff.runtime.adapt  # noqa: F401
-    from edgeff.runtime.allocator import return_free_memory, set_lean_allocator
-    from edgeff.runtime.engine import OnnxRuntime
-    from edgeff.runtime.meter import Meter
-    from edgeff.runtime.pages import return_code_pages
-
-    allocator = set_lean_allocator()
-    engine = OnnxRuntime(threads)
-    return_free_memory()
-    if lean and return_code_pages():
-        # Started again: what starting a session needs belongs to the floor, what importing needed does not.
-        engine = OnnxRuntime(threads)
-    return engine, Meter(), allocator
-
-
-def _positive(budget: int) -> int:
+    hint = f"write for example `{option}32MiB`"
+    budget = parse_bytes(text) if len(text) <= _LONGEST_BUDGET else _MOST_BYTES + 1
     if budget < 1:
-        raise BudgetError("a budget of 0 bytes holds nothing", hint="write for example `--budget 32MiB`")
+        raise BudgetError("a budget of 0 bytes holds nothing", hint=hint)
+    if budget > _MOST_BYTES:
+        raise BudgetError(f"a budget of `{text[:_LONGEST_BUDGET]}` is more than any machine has", hint=hint)
     return budget
+
+
+def _plan(manifest: Manifest, request: Request, floor_bytes: int) -> Plan:
+    """The plan of a run; `floor_bytes` of the process are in the user's budget too, 0 without `--total`.
+
+    Raises:
+        BudgetError: Nothing fits.
+    """
+    from edgeff.runtime.plan import plan, smallest_budget
+
+    try:
+        return plan(manifest, request)
+    except BudgetError as error:
+        needed, budget = smallest_budget(manifest, request), request.budget_bytes
+        if not floor_bytes or budget is None or needed <= budget:
+            raise
+        # The floor differs from run to run: a MiB more, so that the advice holds.
+        hint = f"give it `--budget {-(-(needed + floor_bytes) // 2**20) + 1}MiB --total`"
+        raise BudgetError(f"beside {format_bytes(floor_bytes)} of the process itself {error}", hint=hint) from error
+
+
+@contextmanager
+def _hints_for_total(floor_bytes: int) -> Iterator[None]:
+    """Let what a run says of budgets serve where they are given for the whole process; the floor is 0 elsewhere."""
+    try:
+        yield
+    except BudgetError as error:
+        if not floor_bytes:
+            raise
+        more = f"these bytes stand over the floor: with `--total` {format_bytes(floor_bytes)} come on top"
+        raise BudgetError(str(error), hint=f"{error.hint}; {more}" if error.hint else more) from error
 
 
 def _budget(asked: int | None, device_name: str | None, floor_bytes: int) -> int:
@@ -331,7 +354,7 @@ def _run(adaptation: Adaptation, *, resume: bool) -> Mapping[str, Any]:
 
     stage = adaptation.plan.schedule == "stage"
     with _signals() as interrupted, ProgressLine("train", adaptation.settings.epochs) as line:
-        for event in adaptation.run(resume=resume, stop=interrupted):
+        for event in _told_of_memory(adaptation.run(resume=resume, stop=interrupted)):
             if isinstance(event, Progress):
                 losses = " ".join(f"{name} {loss:.3f}" if stage else f"{loss:.3f}" for name, loss in event.loss.items())
                 peak = "" if event.measured is None else f"  peak {format_bytes(event.measured.training_bytes)}"
@@ -352,6 +375,23 @@ def _run(adaptation: Adaptation, *, resume: bool) -> Mapping[str, Any]:
                     hint=f"go on by `edgeff train-on-device ... --out {adaptation.folder.path} --resume`",
                 )
     raise AssertionError("a run ends with Finished or Stopped")
+
+
+def _told_of_memory(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events; that the system has no memory left is something a user can mend.
+
+    Raises:
+        BudgetError: It has none.
+    """
+    hint = "the last checkpoint is kept: end other programs, or go on by `--resume` with a smaller `--budget`"
+    try:
+        yield from events
+    except MemoryError as error:
+        raise BudgetError("the system gave the run no more memory", hint=hint) from error
+    except EngineError as error:
+        if "alloc" not in str(error):
+            raise
+        raise BudgetError(f"the system gave the run no more memory: {error}", hint=hint) from error
 
 
 @contextmanager

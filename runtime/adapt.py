@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeff import __version__
 from edgeff.artifact import Artifact
@@ -38,6 +38,8 @@ from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
 from edgeff.runtime.watch import Change, Watch
 
 RUN_FORMAT = "edgeff-run-on-device"
+# Why an epoch ended: at its end, by a signal, or for another plan.
+Ended = Literal["done", "stopped", "replanned"]
 
 
 @dataclass(frozen=True)
@@ -183,41 +185,50 @@ class _Run:
             only=only,
         )
 
-    def _epoch(self, trainer: Trainer, start: Position) -> Generator[Event, None, tuple[bool, Position]]:
-        """Train to the end of an epoch; returns whether to stop, and the position, which is saved then."""
-        position, done = start, False
-        while not done:
-            change: Change | None = None
-            for progress in trainer.epoch(position):
-                yield progress
-                self._rows_trained, self._seconds = self._rows_trained + progress.rows, self._seconds + progress.seconds
-                position = progress.position
-                done = position.batch == progress.batches
-                if done:
-                    continue  # the guard comes before the checkpoint; let the trainer unload its graphs
-                if self._stop():
-                    self._save(trainer.network, position)
-                    return True, position
-                self._save_now_and_then(trainer.network, position)
-                change = yield from self._look(trainer.network, position)
-                if change:
-                    break
-            if change:
-                self._plan = change.plan
-                return_free_memory()
-                trainer.change_plan(change.plan)
-                yield Replanned(change.plan, change.reason)
-        return False, position
+    def _epoch(self, trainer: Trainer, start: Position) -> Generator[Event, None, tuple[Ended, Position]]:
+        """Train to the end of an epoch; returns why it ended, and the position, which is saved where it was stopped."""
+        position = start
+        if (yield from self._look(trainer.network, position)):
+            return "replanned", position
+        for progress in trainer.epoch(position):
+            yield progress
+            self._rows_trained, self._seconds = self._rows_trained + progress.rows, self._seconds + progress.seconds
+            position = progress.position
+            if position.batch == progress.batches:
+                continue  # the guard comes before the checkpoint; let the trainer unload its graphs
+            if self._stop():
+                self._save(trainer.network, position)
+                return "stopped", position
+            self._save_now_and_then(trainer.network, position)
+            if (yield from self._look(trainer.network, position)):
+                return "replanned", position
+        return_free_memory()  # the graphs are gone: let their place serve the next ones
+        return "done", position
 
-    def _look(self, network: Network, position: Position) -> Generator[Event, None, Change | None]:
+    def _look(self, network: Network, position: Position) -> Generator[Event, None, bool]:
+        """Whether there is another plan now, for the caller to follow; a run whose budget cannot be kept is saved."""
         try:
-            return self._watch.look(self._plan)
+            change = self._watch.look(self._plan)
         except ValueError as error:
             yield Notice(str(error))
+            return False
         except BudgetError:
             self._save(network, position)
             raise
-        return None
+        if change:
+            yield from self._take(change)
+        return change is not None
+
+    def _take(self, change: Change) -> Iterator[Event]:
+        self._plan = change.plan
+        if self._block_meter:
+            self._block_meter.forget()
+        yield Replanned(change.plan, change.reason)
+
+    def _begin_plan(self) -> None:
+        """Measure anew, once what the plan before held is gone."""
+        return_free_memory()
+        self._watch.changed()
 
     def _judge(self, network: Network, epoch: int) -> Iterator[Event]:
         """Evaluate the guard and keep the weights if they are the best so far."""
@@ -319,14 +330,18 @@ class SweepRun(_Run):
         if not loaded:
             yield from self._judge(network, 0)
         trainer = self._trainer(network, self._rows.training)
+        del network  # the trainer's own may lose its gradient sums by another plan
         while position.epoch <= run.settings.epochs:
-            stopped, position = yield from self._epoch(trainer, position)
-            if not stopped:
-                yield from self._judge(network, position.epoch)
+            ended, position = yield from self._epoch(trainer, position)
+            if ended == "replanned":
+                trainer.change_plan(self._plan)
+                self._begin_plan()
+                continue
+            if ended == "done":
+                yield from self._judge(trainer.network, position.epoch)
                 position = Position(epoch=position.epoch + 1, batch=0, step=position.step)
-                self._save(network, position)
-                stopped = position.epoch <= run.settings.epochs and self._stop()
-            if stopped:
+                self._save(trainer.network, position)
+            if ended == "stopped" or (position.epoch <= run.settings.epochs and self._stop()):
                 yield Stopped(position)
                 return
         yield Finished(self._finish(run.settings.epochs))
@@ -350,52 +365,64 @@ class StageRun(_Run):
         position = loaded.position if loaded else Position()
         if not loaded:
             yield from self._judge(on_disk, 0)
-        inputs = StageInputs(run.folder.path, run.artifact, self._files, self._plan, self._facts())
+        inputs = StageInputs(run.folder.path, run.artifact, self._files, self._facts())
         while position.stage < len(self._blocks):
-            stopped, position = yield from self._stage(on_disk, inputs, position)
-            if stopped:
+            ended, position = yield from self._stage(on_disk, inputs, position)
+            if ended == "stopped":
                 yield Stopped(position)
                 return
+            if ended == "replanned":
+                self._begin_plan()
         inputs.remove_all()
         yield Finished(self._finish(len(self._blocks)))
 
     def _stage(
         self, on_disk: Network, inputs: StageInputs, position: Position
-    ) -> Generator[Event, None, tuple[bool, Position]]:
-        """Train one block to its end; returns whether to stop, and the position, which is saved."""
+    ) -> Generator[Event, None, tuple[Ended, Position]]:
+        """Train one block to its end; returns why it ended, and the position, which is saved.
+
+        For another plan the stage is left as by a stop and begun anew where it was: so nothing is held of the old one.
+        """
         block = self._blocks[position.stage]
         begins = position == Position(stage=position.stage)
         if begins:
+            if (yield from self._look(on_disk, position)):
+                return "replanned", position
             self._files.forget(on_disk.manifest.blocks[block])
         rows = yield from self._inputs(on_disk, inputs, block)
         network = on_disk.holding(block, accumulate="accumulate" in self._plan.blocks[block].graphs)
         if not begins:
             self._run.folder.load_checkpoint(network)
         trainer = self._trainer(network, rows, only=block)
+        del rows, network
         while position.epoch <= self._run.settings.epochs:
-            stopped, position = yield from self._epoch(trainer, position)
-            if stopped:
-                return True, position
+            ended, position = yield from self._epoch(trainer, position)
+            if ended == "replanned":
+                self._save(trainer.network, position)
+            if ended != "done":
+                return ended, position
             position = Position(position.epoch + 1, 0, position.step, position.stage)
             if position.epoch <= self._run.settings.epochs:
                 self._save(trainer.network, position)
                 if self._stop():
-                    return True, position
+                    return "stopped", position
         memory = trainer.network.memory(block)
         self._files.write(memory)
-        del trainer, network, memory
+        del trainer, memory
         position = Position(stage=position.stage + 1)
         yield from self._judge(on_disk, position.stage)
         self._save(on_disk, position)
-        return position.stage < len(self._blocks) and self._stop(), position
+        return "stopped" if position.stage < len(self._blocks) and self._stop() else "done", position
 
     def _inputs(self, on_disk: Network, inputs: StageInputs, block: int) -> Generator[Event, None, TrainingRows]:
         """What goes into a block; written to a file first where that is planned and there is room."""
         rows = self._rows.training
-        notices = inputs.prepare(on_disk, rows.x, block)
+        notices = inputs.prepare(on_disk, rows.x, block, self._plan)
         yield from (Notice(text) for text in notices)
+        if notices:  # to run blocks again takes other bytes than were planned
+            yield from self._take(self._watch.without_files(self._plan))
         return_free_memory()
-        return TrainingRows(inputs.of(on_disk, rows.x, block), rows.y, rows.order)
+        return TrainingRows(inputs.of(on_disk, rows.x, block, self._plan), rows.y, rows.order)
 
     def _facts(self) -> str:
         """Which rows these are."""

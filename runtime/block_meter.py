@@ -20,6 +20,7 @@ class BlockMeter:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._rises: dict[int, int] = {}
+        self._since: dict[int, int] = {}
 
     @property
     def rises(self) -> Mapping[int, int]:
@@ -28,7 +29,12 @@ class BlockMeter:
 
     def measure(self, block: int, step: int, run: Callable[[], None]) -> None:
         """Run, and measure if `step` is one of those that are measured."""
-        if step > _FIRST and step % _EVERY:
+        if step >= self._since.setdefault(block, step) + _FIRST and step % _EVERY:
             run()
             return
         self._rises[block] = max(self._rises.get(block, 0), self._meter.rise(run))
+
+    def forget(self) -> None:
+        """Begin anew, with another plan."""
+        self._rises.clear()
+        self._since.clear()

@@ -204,6 +204,7 @@ class FeatureFile:
             for start in range(done, self.rows, step):
                 part = encode(source[start : start + step], self.features)
                 stream.write(np.ascontiguousarray(part).view(np.uint8).data.cast("B"))
+                del part  # before the next rows come
                 yield min(start + step, self.rows)
             sync_stream(stream)
 

@@ -21,9 +21,13 @@ from edgeff.units import format_bytes
 Schedule = Literal["sweep", "stage"]
 Features = Literal["rerun", "float32", "float16", "uint8"]
 Preference = Literal["speed", "memory"]
+Updates = Literal["fused", "accumulated"]
 
 MIB = 2**20
 FEATURE_BYTES: Mapping[Features, int] = {"float32": 4, "float16": 2, "uint8": 1}
+# How often a group of rows is there in float32 while it is read from a file of features or written to one.
+READ_COPIES: Mapping[Features, float] = {"rerun": 1, "float32": 1, "float16": 1.5, "uint8": 2.25}
+WRITTEN_COPIES: Mapping[Features, float] = {"float32": 1, "float16": 2.5, "uint8": 3}
 
 # What a loaded graph takes: anonymous resident bytes (RssAnon) before and after loading and running once, in a fresh
 # process with the allocator's thresholds set, over the graphs of five presets (8 to 414 nodes) with onnxruntime 1.19.2
@@ -33,12 +37,13 @@ SESSION_BYTES = 96 * 1024
 NODE_BYTES = 4608
 # Each thread beyond the first, in each session: the same measurement with three threads.
 THREAD_BYTES = 80 * 1024
-# Whatever the model, found the same way: up to 3.1 MiB of program code that is read in when kernels first run (how much
-# depends on what the system has cached, so that this is the most that was seen); the rest are Python objects, file
-# buffers (an artifact is hashed in chunks of 1 MiB) and what the heap cannot return.
-PROCESS_BYTES = 9 * MIB // 2
-# And for each block: what the manifest says of it, and bound calls, as Python objects.
-BLOCK_BYTES = 64 * 1024
+# Whatever the model, found the same way: 1.6 to 2.5 MiB of program code that is read in when it first runs (kernels,
+# numpy's, Python's; how much depends on what the system has cached), and 0.5 to 1.7 MiB of Python objects, of heap that
+# cannot be returned, and of Python's table of names, which may double at any time: as much as was seen of both at once,
+# with a guard, replay rows and checkpoints.
+PROCESS_BYTES = 17 * MIB // 4
+# And for each block: views of its arrays, what the manifest says of it alone, a bound call; 21 KiB with 5 parameters.
+BLOCK_BYTES = 28 * 1024
 # Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
 APPLY_NUMBERS = 64 * 1024
 
@@ -68,11 +73,18 @@ class Bytes:
     @property
     def total(self) -> int:
         """Of all kinds."""
-        return sum(dataclasses.astuple(self))
+        return self.weights + self.gradients + self.state + self.activations + self.graphs + self.rows + self.process
 
     def __add__(self, other: Bytes) -> Bytes:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Bytes(*(mine + theirs for mine, theirs in pairs))
+        return Bytes(
+            self.weights + other.weights,
+            self.gradients + other.gradients,
+            self.state + other.state,
+            self.activations + other.activations,
+            self.graphs + other.graphs,
+            self.rows + other.rows,
+            self.process + other.process,
+        )
 
 
 @dataclass(frozen=True)
@@ -201,6 +213,8 @@ class Request:
         block_budgets: Bytes that a block may take, by name.
         prefer: `speed`, or `memory` for the smallest plan.
         micro_batch: Rows that run at once, in all blocks; None for what is best.
+        updates: `fused`: a batch runs at once and every weight is updated as soon as its gradient is there.
+            `accumulated`: gradients are summed first. None for what is best.
         returning_bytes: Program code that was given back before the start and comes back while training.
     """
 
@@ -216,6 +230,7 @@ class Request:
     block_budgets: Mapping[str, int] = field(default_factory=dict)
     prefer: Preference = "speed"
     micro_batch: int | None = None
+    updates: Updates | None = None
     returning_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -229,6 +244,10 @@ class Request:
             raise BudgetError(
                 f"a micro-batch of {self.micro_batch} rows is not from 1 to the batch's {self.batch_size}"
             )
+        if self.updates == "fused" and self.micro_batch not in (None, self.batch_size):
+            raise BudgetError(
+                f"fused updates need the whole batch of {self.batch_size} rows at once, not {self.micro_batch}"
+            )
 
 
 def plan(manifest: Manifest, request: Request) -> Plan:
@@ -238,7 +257,7 @@ def plan(manifest: Manifest, request: Request) -> Plan:
         BudgetError: Nothing fits; says which block needs most, its largest tensors, and the smallest budget that works.
     """
     _check_block_budgets(manifest, request)
-    for schedule in (request.schedule,) if request.schedule else ("sweep", "stage"):
+    for schedule in _schedules(request):
         fitting = [one for one in _plans(manifest, request, schedule) if _fits(one, request)]
         if fitting:
             best = min(fitting, key=_by_memory if request.prefer == "memory" else _by_speed)
@@ -249,8 +268,7 @@ def plan(manifest: Manifest, request: Request) -> Plan:
 def smallest_budget(manifest: Manifest, request: Request) -> int:
     """The smallest budget for which `plan` finds a plan, whatever budget the request names."""
     free = dataclasses.replace(request, budget_bytes=None, prefer="memory")
-    schedules: Sequence[Schedule] = (request.schedule,) if request.schedule else ("sweep", "stage")
-    found = [one for schedule in schedules for one in _plans(manifest, free, schedule) if _fits(one, free)]
+    found = [one for schedule in _schedules(request) for one in _plans(manifest, free, schedule) if _fits(one, free)]
     return min((one.planned_bytes for one in found), default=0)
 
 
@@ -282,12 +300,23 @@ def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int) -
 def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
     """Everything that could be done, from which the best is chosen."""
     for rows in [request.micro_batch] if request.micro_batch else micro_batches(request.batch_size):
-        for whole in (True, False) if rows == request.batch_size else (False,):
+        for whole in _wholes(request, rows):
             if schedule == "sweep":
                 yield _sweep(manifest, request, rows, whole)
             else:
                 for features in _features(request):
                     yield _stage(manifest, request, rows, whole, features)
+
+
+def _schedules(request: Request) -> Sequence[Schedule]:
+    """Those that are tried, the preferred one first."""
+    return (request.schedule,) if request.schedule else ("sweep", "stage")
+
+
+def _wholes(request: Request, rows: int) -> Sequence[bool]:
+    """Whether the batch may run at once with its update in the same graph."""
+    possible = (True, False) if rows == request.batch_size else (False,)
+    return possible if request.updates is None else [one for one in possible if one == (request.updates == "fused")]
 
 
 def _features(request: Request) -> Sequence[Features]:
@@ -297,7 +326,7 @@ def _features(request: Request) -> Sequence[Features]:
 def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan:
     kinds = _kinds(manifest, request, whole)
     base = Bytes(
-        rows=request.row_bytes, process=_process_bytes(manifest, request), activations=buffer_bytes(manifest, rows)
+        rows=request.row_bytes, process=process_bytes(manifest, request), activations=buffer_bytes(manifest, rows)
     )
     for block, graphs in zip(manifest.blocks, kinds, strict=True):
         base += _arrays(block, _is_trained(block, request), graphs)
@@ -327,14 +356,15 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
 
 
 def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, features: Features) -> Plan:
-    base = Bytes(rows=request.row_bytes, process=_process_bytes(manifest, request))
+    base = Bytes(rows=request.row_bytes, process=process_bytes(manifest, request))
     kinds = _kinds(manifest, request, whole)
     sizes = []
     phases: list[Phase] = []
     for index, block in _numbered(manifest):
         trains = _is_trained(block, request)
-        before = _prefix(manifest, index, rows, request) if trains and features == "rerun" else Bytes()
-        resident = base + before + _arrays(block, trains, kinds[index])
+        stop = index if trains and features == "rerun" else 0
+        kept, running = _prefix(manifest, stop, rows, request)
+        resident = base + kept + _arrays(block, trains, kinds[index])
         resident += Bytes(
             graphs=_sessions(manifest, [(index, kinds[index])], request.threads),
             activations=buffer_bytes(manifest, rows, first=index, last=index),
@@ -343,11 +373,17 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
         size = _micro_batch(block, kinds[index], rows, left, whole, request)
         sizes.append(size)
         if trains:
-            inside = max(_transient(block, kinds[index], size), filling_bytes(manifest, rows, first=index))
-            phases.append(Phase(f"train {block.name}", resident + Bytes(activations=inside)))
+            # One after another: the blocks before run, what they give is copied, the block trains.
+            copied = filling_bytes(manifest, rows, first=index)
+            filling = Bytes(activations=round(copied * (READ_COPIES[features] if index else 1)))
+            training = Bytes(activations=_transient(block, kinds[index], size))
+            phases.append(Phase(f"train {block.name}", resident + max(running, filling, training, key=_total)))
             if features != "rerun" and index:
-                phases.append(Phase(f"features for {block.name}", base + _prefix(manifest, index, rows, request)))
-    phases.append(Phase("evaluate", base + _prefix(manifest, len(manifest.blocks), rows, request)))
+                kept, running = _prefix(manifest, index, rows, request)
+                writing = Bytes(activations=round(copied * WRITTEN_COPIES[features]))
+                phases.append(Phase(f"features for {block.name}", base + kept + max(running, writing, key=_total)))
+    kept, running = _prefix(manifest, len(manifest.blocks), rows, request)
+    phases.append(Phase("evaluate", base + kept + running))
     blocks = _block_plans(manifest, request, kinds, sizes)
     disk, written, read = _traffic(manifest, request, features)
     seconds = _updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks)))
@@ -366,15 +402,20 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
     )
 
 
-def _prefix(manifest: Manifest, stop: int, rows: int, request: Request) -> Bytes:
-    """Running the blocks before `stop`, one block's weights in memory at a time."""
+def _prefix(manifest: Manifest, stop: int, rows: int, request: Request) -> tuple[Bytes, Bytes]:
+    """Running the blocks before `stop`: what is there all the while, and what there is beside it while they run."""
     before = manifest.blocks[:stop]
     if not before:
-        return Bytes()
-    weights = max(block.weight_bytes for block in before)
-    inside = max(filling_bytes(manifest, rows), *(_forward_transient(block, rows) for block in before))
+        return Bytes(), Bytes()
     graphs = _sessions(manifest, enumerate([("forward",)] * stop), request.threads)
-    return Bytes(weights=weights, activations=inside + buffer_bytes(manifest, rows, last=stop - 1), graphs=graphs)
+    kept = Bytes(graphs=graphs, activations=buffer_bytes(manifest, rows, last=stop - 1))
+    weights = max(block.weight_bytes for block in before)  # one block at a time
+    inside = max(filling_bytes(manifest, rows), *(_forward_transient(block, rows) for block in before))
+    return kept, Bytes(weights=weights, activations=inside)
+
+
+def _total(one: Bytes) -> int:
+    return one.total
 
 
 def _block_plans(
@@ -462,7 +503,8 @@ def _graphs(trained: bool, whole: bool) -> tuple[GraphKind, ...]:
     return ("step",) if whole else ("accumulate", "apply")
 
 
-def _process_bytes(manifest: Manifest, request: Request) -> int:
+def process_bytes(manifest: Manifest, request: Request) -> int:
+    """Planned bytes of the process beyond arrays and graphs."""
     return PROCESS_BYTES + request.returning_bytes + BLOCK_BYTES * len(manifest.blocks)
 
 
@@ -576,24 +618,41 @@ def _check_block_budgets(manifest: Manifest, request: Request) -> None:
 
 
 def _nothing_fits(manifest: Manifest, request: Request) -> BudgetError:
-    free = dataclasses.replace(request, budget_bytes=None, block_budgets={}, prefer="memory")
-    schedule = request.schedule or "stage"
-    found = [one for one in _plans(manifest, free, schedule) if _fits(one, free)]
-    if not found:
-        needed = min(one.disk_bytes for one in _plans(manifest, free, schedule))
+    free = dataclasses.replace(request, budget_bytes=None, prefer="memory")
+    plans = [one for schedule in _schedules(request) for one in _plans(manifest, free, schedule)]
+    on_disk = [one for one in plans if one.features == "rerun" or one.disk_bytes <= request.disk_bytes]
+    if not on_disk:
+        needed = min(one.disk_bytes for one in plans)
         return BudgetError(
             f"files of features take {needed:,} bytes on disk, {request.disk_bytes:,} may be used",
             hint="give `--features rerun` to run blocks again instead, or `--features uint8` for smaller files",
         )
-    smallest = min(found, key=_by_memory)
-    for block in smallest.blocks:
-        cap = request.block_budgets.get(block.block)
-        if cap is not None and block.planned_bytes > cap:
-            return BudgetError(
-                f"block `{block.block}` needs {block.planned_bytes:,} bytes at micro-batch {block.micro_batch}, "
-                f"its budget is {cap:,}: {_largest_tensors(manifest, block)}",
-                hint=f"give it `--block-budget {block.block}={-(-block.planned_bytes // MIB)}MiB`",
-            )
+    fitting = [one for one in on_disk if _fits(one, free)]
+    return _over_budget(manifest, request, fitting) if fitting else _over_cap(manifest, request, on_disk)
+
+
+def _over_cap(manifest: Manifest, request: Request, plans: Sequence[Plan]) -> BudgetError:
+    """A block that keeps to its budget in no plan; where there is none, one that does not in the smallest plan."""
+
+    def over(parts: Iterable[BlockPlan]) -> list[BlockPlan]:
+        return [
+            part for part in parts if part.planned_bytes > request.block_budgets.get(part.block, part.planned_bytes)
+        ]
+
+    smallest = [
+        min(parts, key=lambda part: part.planned_bytes) for parts in zip(*(one.blocks for one in plans), strict=True)
+    ]
+    block = (over(smallest) or over(min(plans, key=_by_memory).blocks))[0]
+    return BudgetError(
+        f"block `{block.block}` needs {block.planned_bytes:,} bytes at micro-batch {block.micro_batch}, "
+        f"its budget is {request.block_budgets[block.block]:,}: {_largest_tensors(manifest, block)}",
+        hint=f"give it `--block-budget {block.block}={-(-block.planned_bytes // MIB)}MiB`",
+    )
+
+
+def _over_budget(manifest: Manifest, request: Request, plans: Sequence[Plan]) -> BudgetError:
+    """What the smallest of the plans needs, and who needs most of it."""
+    smallest = min(plans, key=_by_memory)
     needed, budget = smallest.planned_bytes, request.budget_bytes or 0
     block = max(
         (one for one in smallest.blocks if one.graphs), key=lambda one: one.planned_bytes, default=smallest.blocks[0]

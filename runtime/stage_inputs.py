@@ -6,13 +6,14 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from edgeff.artifact import Artifact
 from edgeff.rows import Rows
 from edgeff.runtime.features import FeatureFile, HandedOverRows, cannot_write, fingerprint
 from edgeff.runtime.network import Network
-from edgeff.runtime.plan import Plan
+from edgeff.runtime.plan import Features, Plan
 from edgeff.runtime.store import BlockFiles
 
 _CHUNK_BYTES = 1 << 16
@@ -27,25 +28,24 @@ class StageInputs:
         folder: Of the run.
         artifact: What is trained.
         files: Blocks that are finished.
-        plan: Says how, and how many rows at once.
         rows: Names the rows, so that features of other rows are not taken for theirs.
     """
 
-    def __init__(self, folder: Path, artifact: Artifact, files: BlockFiles, plan: Plan, rows: str) -> None:
+    def __init__(self, folder: Path, artifact: Artifact, files: BlockFiles, rows: str) -> None:
         self._folder = folder
         self._artifact = artifact
         self._files = files
-        self._plan = plan
         self._rows = rows
         self._made: dict[int, FeatureFile] = {}
 
-    def prepare(self, network: Network, x: Rows, block: int) -> list[str]:
+    def prepare(self, network: Network, x: Rows, block: int, plan: Plan) -> list[str]:
         """Write the features for a block, if that is planned, and remove those for blocks before it.
 
         Args:
             network: With no block in memory.
             x: What the first block takes.
             block: Its number.
+            plan: Says how, and how many rows at once.
 
         Returns:
             Warnings: where the disk has no room the run goes on without the file.
@@ -53,48 +53,49 @@ class StageInputs:
         Raises:
             RunError: A file is there that was made from something else.
         """
-        if block == 0 or self._plan.features == "rerun":
+        if block == 0 or plan.features == "rerun":
             return []
-        file = self._file(block, len(x))
+        file = self._file(block, len(x), plan.features)
         warnings = []
         try:
             self._check_room(file)
-            for _ in file.fill(self._source(network, x, block), self._plan.micro_batch):
+            for _ in file.fill(self._source(network, x, block, plan), plan.micro_batch):
                 pass
             self._made[block] = file
         except OSError as error:
-            file.remove()
+            _remove(file)
             why = cannot_write(file.path, error)
             warnings = [f"{why}; the blocks before `{network.manifest.blocks[block].name}` are run again instead"]
-        for other in self._others(block):
+        for other in range(1, block):
             self._made.pop(other, None)
-            self._file(other, len(x)).remove()
+            _remove(self._file(other, len(x), plan.features))
         return warnings
 
-    def of(self, network: Network, x: Rows, block: int) -> Rows:
+    def of(self, network: Network, x: Rows, block: int, plan: Plan) -> Rows:
         """What goes into a block, after `prepare`."""
         if block in self._made:
             return self._made[block].read()
-        return self._source(network, x, block)
+        return self._source(network, x, block, plan)
 
     def remove_all(self) -> None:
         """Leave no features behind."""
         for path in self._folder.glob("features.*"):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
-    def _source(self, network: Network, x: Rows, block: int) -> Rows:
+    def _source(self, network: Network, x: Rows, block: int, plan: Plan) -> Rows:
         """Rows run through the blocks before, from the nearest file there is."""
         if block == 0:
             return x
         nearest = max((one for one in self._made if one < block and self._made[one].path.exists()), default=0)
         rows = self._made[nearest].read() if nearest else x
-        return HandedOverRows(network, rows, first=nearest, stop=block, micro_batch=self._plan.micro_batch)
+        return HandedOverRows(network, rows, first=nearest, stop=block, micro_batch=plan.micro_batch)
 
-    def _file(self, block: int, rows: int) -> FeatureFile:
+    def _file(self, block: int, rows: int, features: Features) -> FeatureFile:
         spec = self._artifact.manifest.blocks[block]
         return FeatureFile(
             path=self._folder / f"features.{spec.name}.bin",
-            features=self._plan.features,
+            features=features,
             row_shape=spec.input.shape,
             rows=rows,
             made_from=fingerprint(self._artifact.manifest_sha256, self._rows, *self._weights_before(block)),
@@ -113,12 +114,14 @@ class StageInputs:
                     digest.update(chunk)
             yield digest.hexdigest()
 
-    def _others(self, block: int) -> list[int]:
-        """Blocks whose features are of no more use."""
-        return [other for other in range(1, len(self._artifact.manifest.blocks)) if other < block]
-
     def _check_room(self, file: FeatureFile) -> None:
         there = file.path.stat().st_size if file.path.exists() else 0
         free = shutil.disk_usage(self._folder).free
         if free - _KEPT_FREE < file.nbytes - there:
             raise OSError(errno.ENOSPC, f"{free:,} bytes are free, {file.nbytes - there:,} are needed")
+
+
+def _remove(file: FeatureFile) -> None:
+    """Remove a file of features if it can be: one that stays is of no use, and does no harm."""
+    with suppress(OSError):
+        file.remove()

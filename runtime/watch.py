@@ -25,7 +25,7 @@ class Change:
 
 
 class Watch:
-    """Decides after each update whether to go on as planned.
+    """Decides before each epoch and after each update whether to go on as planned.
 
     Args:
         manifest: Of the artifact.
@@ -41,6 +41,7 @@ class Watch:
         self._request = request
         self._meter = meter
         self._asked = asked
+        self._nothing_below: Plan | None = None
 
     @property
     def budget_bytes(self) -> int | None:
@@ -58,11 +59,30 @@ class Watch:
             return self._for_budget(current, asked)
         return self._for_measured(current)
 
-    def _for_budget(self, current: Plan, budget: int) -> Change | None:
-        self._request = replace(self._request, budget_bytes=budget, schedule=current.schedule)
-        found = plan(self._manifest, self._request)
+    def changed(self) -> None:
+        """The run goes on by another plan now: what was taken until here does not count against it.
+
+        To be called when what the plan before held is gone.
+        """
         if self._meter:
             self._meter.lap()
+
+    def without_files(self, current: Plan) -> Change:
+        """A plan that does without files of features, from now on, because these cannot be written.
+
+        Raises:
+            BudgetError: None fits the budget.
+        """
+        self._request = replace(self._request, features="rerun", schedule=current.schedule)
+        return Change(plan(self._manifest, self._request), "features cannot be kept in files")
+
+    def _for_budget(self, current: Plan, budget: int) -> Change:
+        self._request = replace(self._request, budget_bytes=budget, schedule=current.schedule)
+        try:
+            found = plan(self._manifest, self._request)
+        except BudgetError as error:
+            hint = f"{error.hint}; go on by `--resume` once the budget is no less"
+            raise BudgetError(f"the budget is {format_bytes(budget)} now: {error}", hint=hint) from error
         return Change(found, f"the budget is {format_bytes(budget)} now")
 
     def _for_measured(self, current: Plan) -> Change | None:
@@ -72,7 +92,7 @@ class Watch:
         used = self._meter.recent().training_bytes
         if used <= _NEAR * budget:
             return None
-        smaller = self._smaller(current)
+        smaller = self._smaller(current, budget)
         if smaller is None and used > budget:
             raise BudgetError(
                 f"training took {format_bytes(used)}, the budget is {format_bytes(budget)}; no smaller plan is left",
@@ -80,12 +100,15 @@ class Watch:
             )
         if smaller is None:
             return None
-        self._meter.lap()
         return Change(smaller, f"training took {format_bytes(used)} of {format_bytes(budget)}")
 
-    def _smaller(self, current: Plan) -> Plan | None:
+    def _smaller(self, current: Plan, budget: int) -> Plan | None:
+        if self._nothing_below is current:  # planning takes longer than a small update
+            return None
         wanted = int(_SMALLER * current.planned_bytes)
         try:
-            return plan(self._manifest, replace(self._request, budget_bytes=wanted, schedule=current.schedule))
+            found = plan(self._manifest, replace(self._request, budget_bytes=wanted, schedule=current.schedule))
         except BudgetError:
+            self._nothing_below = current
             return None
+        return replace(found, budget_bytes=budget)

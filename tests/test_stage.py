@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Sequence
@@ -12,18 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_artifact import Oracle, Tiny, make_dataset, write_tiny
+from tiny_artifact import Oracle, Tiny, make_dataset, make_rows, write_tiny
 
 from edgeff.artifact import Artifact
-from edgeff.errors import RunError
+from edgeff.atomic import error_text
+from edgeff.errors import BudgetError, RunError
+from edgeff.runtime import features as features_module
 from edgeff.runtime.adapt import Adaptation, adaptation_request
 from edgeff.runtime.checkpoint import RunFolder, read_weights
 from edgeff.runtime.engine import OnnxRuntime
-from edgeff.runtime.events import Finished, GuardResult, Notice, Stopped
-from edgeff.runtime.features import FeatureFile
+from edgeff.runtime.events import Finished, GuardResult, Notice, Replanned, Stopped
+from edgeff.runtime.features import encode
 from edgeff.runtime.mixture import prepare_rows
-from edgeff.runtime.plan import plan
+from edgeff.runtime.network import open_network, open_on_disk
+from edgeff.runtime.plan import Features, Plan, Request, plan, smallest_budget
 from edgeff.runtime.settings import AdaptSettings
+from edgeff.runtime.stage_inputs import StageInputs
+from edgeff.runtime.store import BlockFiles
 from edgeff.runtime.trainer import LearningRate, Progress
 
 TINY = Tiny(blocks=3, fusion=(1.0, 0.5, 0.25))
@@ -47,12 +53,18 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def make_run(artifact: Artifact, tmp_path: Path) -> MakeRun:
-    def make(name: str = "run", features: str = "rerun", settings: AdaptSettings = SETTINGS, **more: Any) -> Adaptation:
+    def make(
+        name: str = "run",
+        features: str = "rerun",
+        settings: AdaptSettings = SETTINGS,
+        budget: int | None = None,
+        **more: Any,
+    ) -> Adaptation:
         request = adaptation_request(
             artifact.manifest,
             settings,
             48,
-            budget_bytes=None,
+            budget_bytes=budget,
             schedule="stage",
             features=features,
             disk_bytes=1 << 30,
@@ -86,6 +98,11 @@ def kept(run: Adaptation) -> dict[str, np.ndarray]:
 
 def of_kind(events: Sequence[object], kind: type) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
+
+
+def plan_of(artifact: Artifact, features: Any = "float32") -> Plan:
+    request = Request(batch_size=4, schedule="stage", features=features, disk_bytes=1 << 30)
+    return plan(artifact.manifest, request)
 
 
 def stop_after(count: int) -> Callable[[], bool]:
@@ -179,33 +196,63 @@ def test_smaller_features_give_nearly_the_same(make_run: MakeRun, features: str,
 # --- what may go wrong ------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_of_and_the_blocks_before_are_run_again(
+def test_a_full_disk_is_told_of_once_and_the_blocks_before_are_run_again(
     make_run: MakeRun, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 100, 0))
     run = make_run(features="float32")
-    notices = of_kind(list(run.run()), Notice)
-    assert len(notices) == 2
-    assert "cannot be written" in notices[0].text
-    assert "the blocks before `block2` are run again instead" in notices[0].text
+    events = list(run.run())
+    (notice,) = of_kind(events, Notice)
+    assert "cannot be written" in notice.text
+    assert "the blocks before `block2` are run again instead" in notice.text
+    (change,) = of_kind(events, Replanned)
+    assert change.plan.features == "rerun"
+    assert change.reason == "features cannot be kept in files"
     assert_close(kept(run), one_after_another(artifact, run))
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("writes", [1, 3, 9])
 def test_a_disk_that_fills_up_while_features_are_written_leaves_no_part_of_them(
-    make_run: MakeRun, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, writes: int, code: int
 ) -> None:
-    def fill(file: FeatureFile, source: Any, step: int) -> Any:
-        file.path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-        yield
+    """The third block's file fails in the middle too: that of the second, which is whole, goes with it."""
+    left: list[list[str]] = []
+    rows_before = (count for count in range(10**6))
 
-    monkeypatch.setattr(FeatureFile, "fill", fill)
-    run = make_run(features="float32")
-    notices = of_kind(list(run.run()), Notice)
-    assert "no space left on device; free some space" in notices[0].text
+    def encode_some(rows: np.ndarray, features: Features) -> np.ndarray:
+        if next(rows_before) == writes:
+            left.append(sorted(path.name for path in run.folder.path.glob("features.*.bin")))
+            raise OSError(code, os.strerror(code))
+        return encode(rows, features)
+
+    monkeypatch.setattr(features_module, "encode", encode_some)
+    run = make_run(features="float32", micro_batch=8)  # 48 rows: six parts for each file
+    events = list(run.run())
+    assert left == [["features.block2.bin"] if writes < 6 else ["features.block2.bin", "features.block3.bin"]]
+    (notice,) = of_kind(events, Notice)
+    assert f"cannot be written ({error_text(OSError(code, os.strerror(code)))}" in notice.text
     assert_close(kept(run), one_after_another(artifact, run))
     assert list(run.folder.path.glob("features.*")) == []
+
+
+def test_where_running_blocks_again_does_not_fit_the_budget_a_full_disk_ends_the_run(
+    make_run: MakeRun, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_run("whole", "float32")
+    list(whole.run())
+    tight = smallest_budget(artifact.manifest, whole.request)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 100, 0))
+    with pytest.raises(BudgetError, match="the run needs") as caught:
+        list(make_run("run", "float32", budget=tight).run())
+    assert "the smallest budget that works is" in caught.value.hint
+    monkeypatch.undo()
+    events = list(make_run("run", "float32", budget=tight).run(resume=True))
+    assert isinstance(events[-1], Finished)
+    assert len(of_kind(events, Progress)) == 32  # the first block was done
+    assert_close(kept(make_run("run", "float32")), kept(whole))
 
 
 def test_features_that_were_made_from_something_else_are_refused(make_run: MakeRun) -> None:
@@ -216,6 +263,49 @@ def test_features_that_were_made_from_something_else_are_refused(make_run: MakeR
     with pytest.raises(RunError, match="holds features of another artifact, other weights or other rows") as caught:
         list(run.run(resume=True))
     assert "remove" in caught.value.hint
+
+
+@pytest.mark.parametrize("other", ["rows", "weights", "artifact", "features"])
+def test_a_file_is_refused_where_anything_that_made_it_is_another(
+    artifact: Artifact, tmp_path: Path, other: str
+) -> None:
+    def made(rows: str = "rows", features: str = "float32", source: Artifact = artifact) -> StageInputs:
+        inputs = StageInputs(tmp_path, source, files, rows)
+        network = open_on_disk(source, OnnxRuntime(1), files)
+        assert inputs.prepare(network, x, 2, plan_of(source, features)) == []
+        return inputs
+
+    x, files = make_rows(12)[0], BlockFiles(tmp_path, artifact)
+    first = made().of(open_on_disk(artifact, OnnxRuntime(1), files), x, 2, plan_of(artifact))[:]
+    made()  # the same again is taken as it is
+    assert first.shape == (12, 4)
+    if other == "weights":
+        files.write(open_network(artifact, OnnxRuntime(1), trained=["block1"]).memory(0))
+    another = write_tiny(tmp_path / "another", replace(TINY, replay_rows=3)) if other == "artifact" else artifact
+    with pytest.raises(RunError, match="holds features of another artifact, other weights or other rows"):
+        made(
+            "other rows" if other == "rows" else "rows",
+            "float16" if other == "features" else "float32",
+            another,
+        )
+
+
+@pytest.mark.parametrize("gone", [".bin", ".json"])
+def test_features_of_which_a_part_is_missing_are_made_again(make_run: MakeRun, gone: str) -> None:
+    whole, run = make_run("whole", "float32"), make_run("run", "float32")
+    list(whole.run())
+    list(run.run(stop=stop_after(20)))
+    (run.folder.path / f"features.block2{gone}").unlink()
+    list(run.run(resume=True))
+    assert whole.folder.best.read_bytes() == run.folder.best.read_bytes()
+
+
+def test_a_file_whose_facts_are_damaged_is_refused(make_run: MakeRun) -> None:
+    run = make_run(features="float32")
+    list(run.run(stop=stop_after(20)))
+    (run.folder.path / "features.block2.json").write_bytes(b'{"format"')
+    with pytest.raises(RunError, match="holds features of another artifact"):
+        list(run.run(resume=True))
 
 
 def test_features_that_are_cut_short_are_completed(make_run: MakeRun) -> None:

@@ -8,20 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_artifact import Tiny, make_dataset, make_manifest, write_tiny
+from tiny_artifact import Tiny, make_manifest
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import Manifest, Moment
-from edgeff.runtime.adapt import Adaptation, adaptation_request
+from edgeff.runtime import watch as watch_module
 from edgeff.runtime.block_meter import BlockMeter
-from edgeff.runtime.checkpoint import RunFolder, read_weights
 from edgeff.runtime.control import Control
-from edgeff.runtime.engine import OnnxRuntime
-from edgeff.runtime.events import Finished, Notice, Replanned
 from edgeff.runtime.meter import Meter, Residency
 from edgeff.runtime.plan import Plan, Request, plan, smallest_budget
-from edgeff.runtime.settings import AdaptSettings
-from edgeff.runtime.trainer import Progress
 from edgeff.runtime.watch import Watch
 
 MIB = 2**20
@@ -46,15 +41,16 @@ def manifest(row_bytes: int = 200_000) -> Manifest:
 class Process:
     """A process whose memory is what a test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, resets: bool = True) -> None:
         self.resident = self.peak = FLOOR
+        self.resets = resets
 
     def probe(self) -> Residency:
         return Residency(self.resident, self.peak, "VmHWM")
 
     def reset(self) -> bool:
-        self.peak = self.resident
-        return True
+        self.peak = self.resident if self.resets else self.peak
+        return self.resets
 
     def takes(self, training_bytes: int) -> None:
         self.peak = max(self.peak, FLOOR + training_bytes)
@@ -81,6 +77,8 @@ def test_near_the_budget_a_smaller_plan_is_taken_and_measured_anew() -> None:
     assert change.plan.planned_bytes <= 0.9 * current.planned_bytes
     assert change.plan.schedule == current.schedule
     assert change.reason == "training took 12 MiB of 12 MiB"
+    assert change.plan.budget_bytes == 12 * MIB
+    watch.changed()
     assert watch.look(change.plan) is None  # what was before does not count against the new plan
 
 
@@ -92,6 +90,47 @@ def test_over_the_budget_with_no_smaller_plan_left_the_run_ends() -> None:
     process.takes(budget + 1)
     with pytest.raises(BudgetError, match="no smaller plan is left"):
         watch.look(current)
+
+
+def test_where_no_smaller_plan_is_left_it_is_not_looked_for_again_after_every_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = smallest_budget(manifest(), Request(batch_size=32))
+    watch, current, process = watching(budget)
+    process.takes(budget - 10)
+    assert watch.look(current) is None
+    monkeypatch.setattr(watch_module, "plan", None)
+    assert watch.look(current) is None
+
+
+def test_a_peak_that_the_kernel_does_not_forget_counts_once() -> None:
+    """Some containers forbid to reset it: then it tells of a new plan only when it rises again."""
+    process = Process(resets=False)
+    process.takes(20 * MIB)  # before the floor: starting up
+    meter = Meter(process.probe, process.reset)
+    request = Request(batch_size=32, budget_bytes=12 * MIB)
+    watch, current = Watch(manifest(), request, meter), plan(manifest(), request)
+    assert watch.look(current) is None
+    process.resident = FLOOR + 12 * MIB
+    change = watch.look(current)
+    assert change is not None
+    process.resident = FLOOR + 2 * MIB
+    watch.changed()
+    assert watch.look(change.plan) is None
+    process.takes(21 * MIB)
+    assert watch.look(change.plan) is not None
+
+
+def test_where_only_a_peak_is_known_it_counts_when_it_rises() -> None:
+    process = Process(resets=False)
+    meter = Meter(lambda: Residency(process.peak, process.peak, "getrusage"), process.reset)
+    request = Request(batch_size=32, budget_bytes=12 * MIB)
+    watch, current = Watch(manifest(), request, meter), plan(manifest(), request)
+    process.takes(12 * MIB)
+    change = watch.look(current)
+    assert change is not None
+    watch.changed()
+    assert watch.look(change.plan) is None
 
 
 def test_a_budget_that_is_lowered_brings_a_plan_that_fits_it() -> None:
@@ -114,8 +153,21 @@ def test_a_budget_that_is_raised_brings_a_faster_plan() -> None:
 
 def test_a_budget_into_which_nothing_fits_is_refused() -> None:
     watch, current, _ = watching(64 * MIB, lambda: 1000)
-    with pytest.raises(BudgetError, match="the run needs"):
+    with pytest.raises(BudgetError, match=r"^the budget is 1,?000 B now: the run needs [\d,]+ bytes, ") as caught:
         watch.look(current)
+    assert caught.value.hint.endswith("; go on by `--resume` once the budget is no less")
+
+
+@pytest.mark.parametrize("schedule", ["sweep", "stage"])
+def test_files_that_cannot_be_written_bring_a_plan_that_runs_blocks_again_from_then_on(schedule: str) -> None:
+    request = Request(batch_size=32, budget_bytes=64 * MIB, schedule="stage", features="float32", disk_bytes=1 << 30)
+    watch, current = Watch(manifest(), request, None), plan(manifest(), request)
+    assert current.features == "float32"
+    assert watch.without_files(current).plan.features == "rerun"
+    tight = replace(request, budget_bytes=smallest_budget(manifest(), request))
+    assert smallest_budget(manifest(), replace(request, features="rerun")) > smallest_budget(manifest(), request)
+    with pytest.raises(BudgetError):
+        Watch(manifest(), tight, None).without_files(current)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -144,7 +196,13 @@ def test_a_control_file_is_read_when_it_is_new_and_then_not_again(tmp_path: Path
 
 @pytest.mark.parametrize(
     "text",
-    ["", "12MiB", "[]", "{}", '{"budget": "much"}', '{"budget": -1}', '{"budget": true}', '{"budget": 1.5}', "\xff"],
+    [
+        *("", "12MiB", "7", "null", "[]", "{}", '{"budget": }', '{"budget": null}', '{"budget": "much"}', "\xff"),
+        *('{"budget": 0}', '{"budget": -1}', '{"budget": "0 MiB"}', '{"budget": true}', '{"budget": 1.5}'),
+        *('{"budget": [1]}', '{"budget": 1e400}', '{"budget": NaN}', f'{{"budget": {"9" * 30}}}', "[" * 4096),
+        *(f'{{"budget": {"9" * 5000}}}', '{"budget": "99999999999999 GiB"}', '{"budget": "-1MiB"}'),
+    ],
+    ids=lambda text: text[:24],
 )
 def test_nonsense_in_a_control_file_is_told_of_once(tmp_path: Path, text: str) -> None:
     control = Control(tmp_path / "control.json")
@@ -154,46 +212,48 @@ def test_nonsense_in_a_control_file_is_told_of_once(tmp_path: Path, text: str) -
     assert control.budget() is None
 
 
-# --- in a run ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("what", ["folder", "pipe"])
+def test_what_is_no_file_is_told_of_once_and_not_waited_for(tmp_path: Path, what: str) -> None:
+    control = Control(tmp_path / "control.json")
+    control.path.mkdir() if what == "folder" else os.mkfifo(control.path)
+    with pytest.raises(ValueError, match="is not understood and is ignored"):
+        control.budget()
+    assert control.budget() is None
 
-SETTINGS = AdaptSettings(epochs=2, batch_size=8, learning_rate=0.1, guard_fraction=0.25, seed=3)
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_control_file_that_cannot_be_read_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    control = Control(tmp_path / "control.json")
+    write(control.path, '{"budget": 1000}')
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ValueError, match="is not understood and is ignored"):
+        control.budget()
+    assert control.budget() is None
 
 
-@pytest.mark.parametrize("schedule", ["sweep", "stage"])
-def test_a_run_goes_on_under_a_smaller_budget_to_nearly_the_same_weights(tmp_path: Path, schedule: str) -> None:
-    artifact = write_tiny(tmp_path / "tiny")
-    settings = replace(SETTINGS, schedule=schedule)
-    found = {}
-    for name in ("free", "lowered"):
-        request = adaptation_request(artifact.manifest, settings, 48, budget_bytes=64 * MIB, schedule=schedule)  # type: ignore[arg-type]
-        planned = plan(artifact.manifest, request)
-        smallest = smallest_budget(artifact.manifest, request)
-        # Nonsense comes first, then the lower budget, after the third update.
-        answers = [None, None, ValueError("what?"), smallest if name == "lowered" else None]
+def test_a_control_file_that_goes_while_it_is_looked_at_is_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = Control(tmp_path / "control.json")
+    write(control.path, '{"budget": 1000}')
 
-        def asked(answers: list[object] = answers) -> int | None:
-            answer = answers.pop(0) if answers else None
-            if isinstance(answer, ValueError):
-                raise answer
-            return answer  # type: ignore[return-value]
+    def gone(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
 
-        folder = RunFolder(tmp_path / name)
-        run = Adaptation(
-            artifact, make_dataset(48), settings, request, planned, OnnxRuntime(1), folder, asked_budget=asked
-        )
-        events = list(run.run())
-        assert isinstance(events[-1], Finished)
-        assert [event.text for event in events if isinstance(event, Notice)] == ["what?"]
-        changes = [event for event in events if isinstance(event, Replanned)]
-        assert len(changes) == (name == "lowered")
-        updates = [event for event in events if isinstance(event, Progress)]
-        assert len(updates) == 10 * (2 if schedule == "stage" else 1)
-        if changes:
-            assert changes[0].plan.planned_bytes <= smallest
-            assert {event.micro_batch for event in updates} == {planned.micro_batch, changes[0].plan.micro_batch}
-        found[name] = read_weights(folder.path, artifact.manifest_sha256)
-    for key, array in found["free"].items():
-        assert abs(found["lowered"][key] - array).max() < 1e-4
+    monkeypatch.setattr(Path, "open", gone)
+    assert control.budget() is None
+    monkeypatch.undo()
+    write(control.path, '{"budget": 2000}')
+    assert control.budget() == 2000
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_block_takes_is_the_rise_of_the_peak_during_its_runs() -> None:
@@ -205,3 +265,12 @@ def test_what_a_block_takes_is_the_rise_of_the_peak_during_its_runs() -> None:
         blocks.measure(7, step, lambda size=size: process.takes(size * MIB))  # type: ignore[misc]
     assert blocks.rises == {7: 3 * MIB}  # the fourth update is not one that is measured
     assert meter.read().training_bytes == 9 * MIB  # resetting the peak hides nothing
+
+
+def test_what_a_block_took_by_another_plan_is_forgotten_and_measured_anew() -> None:
+    process = Process()
+    blocks = BlockMeter(Meter(process.probe, process.reset))
+    blocks.measure(0, 1, lambda: process.takes(8 * MIB))
+    blocks.forget()
+    blocks.measure(0, 77, lambda: process.takes(2 * MIB))
+    assert blocks.rises == {0: 2 * MIB}

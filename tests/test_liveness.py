@@ -1,0 +1,214 @@
+"""The bytes that `edgeff.export.memory` finds in a graph, counted again in another way.
+
+Here nothing is read from shapes that the exporter wrote: onnxruntime runs every graph, and every inner tensor is taken
+out and weighed. Then allocation and release are acted out, by counting who still has to read a tensor. The order of the
+nodes, in which both count, is held against the one in which onnxruntime says that it ran them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from layer_cases import ADAMW, CASES, SGD, Case, block_of, compiled, rows_for, starting_feeds
+from onnx import helper
+from test_random_blocks import Drawn, random_blocks
+
+from edgeff.export.graphs import BlockGraphs, apply_model
+from edgeff.export.memory import run_order, tensors_of, transient
+from edgeff.manifest import GraphKind, OptimizerSpec
+
+ROWS = (1, 3, 8)
+KINDS: tuple[GraphKind, ...] = ("step", "accumulate", "forward")
+# Their result shows what their operand holds.
+VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+# What only puts nodes into an order is a number or a truth value.
+ORDERING_BYTES = 8
+Feeds = Mapping[str, np.ndarray]
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Nothing is optimised: nodes are those of the file."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+# Runs graphs `<number>.onnx` of a folder with the arrays of `<number>.npz`; prints, of each, its nodes as they ran.
+TELL_ORDERS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+
+folder = Path(sys.argv[1])
+orders = []
+for number in range(int(sys.argv[2])):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+    session = onnxruntime.InferenceSession(str(folder / f"{number}.onnx"), options)
+    session.run(None, dict(np.load(folder / f"{number}.npz")))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    names = [event["name"] for event in events if event.get("cat") == "Node"]
+    end = "_kernel_time"
+    orders.append([int(name.removeprefix("node_").removesuffix(end)) for name in names if name.endswith(end)])
+print(json.dumps(orders))
+"""
+
+
+def orders_of_runs(graphs: Sequence[tuple[onnx.ModelProto, Feeds]], folder: Path, python: str) -> list[list[int]]:
+    """Numbers of the nodes as the onnxruntime of an interpreter ran them, by its profile."""
+    for number, (model, feeds) in enumerate(graphs):
+        named = copy.deepcopy(model)
+        for place, node in enumerate(named.graph.node):
+            node.name = f"node_{place}"
+        onnx.save(named, folder / f"{number}.onnx")
+        np.savez(folder / f"{number}.npz", **{value.name: feeds[value.name] for value in model.graph.input})
+    command = [python, "-c", TELL_ORDERS, str(folder), str(len(graphs))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=300)
+    assert done.returncode == 0, done.stderr
+    orders: list[list[int]] = json.loads(done.stdout)
+    return orders
+
+
+def all_tensors(model: onnx.ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Inputs, constants, and the result of every node, by name."""
+    open_ = copy.deepcopy(model)
+    outputs = {value.name for value in model.graph.output}
+    inner = [name for node in model.graph.node for name in node.output if name and name not in outputs]
+    open_.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    running = session(open_)
+    names = [value.name for value in running.get_outputs()]
+    found = running.run(names, {value.name: feeds[value.name] for value in model.graph.input})
+    constants = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    return {**feeds, **constants, **dict(zip(names, map(np.asarray, found), strict=True))}
+
+
+def workspace(node: onnx.NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
+    """What a kernel takes for itself: a convolution unfolds its input, one of rows by stripes; Where lays out both."""
+    attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    if node.op_type == "Where":
+        return 2 * tensors[node.output[0]].nbytes
+    if node.op_type == "ConvTranspose":
+        operand, weight = (tensors[name] for name in node.input[:2])
+        return math.prod(weight.shape[1:]) * math.prod(operand.shape[2:]) * 4
+    if node.op_type != "Conv":
+        return 0
+    weight, out = tensors[node.input[1]], tensors[node.output[0]]
+    kernel, places = weight.shape[2:], math.prod(out.shape[2:])
+    if {*kernel, *attributes["strides"]} == {1} and not any(attributes["pads"]):
+        return 0
+    many_filters = weight.shape[0] // attributes.get("group", 1) > places
+    return places * math.prod(kernel) * 4 if many_filters else 128 * 128 * 4
+
+
+def most_alive(model: onnx.ModelProto, order: Sequence[int], tensors: Mapping[str, np.ndarray]) -> int:
+    """The most bytes held at once, by acting the run out; what the caller owns is not counted."""
+    nodes = list(model.graph.node)
+    owned = {value.name for value in [*model.graph.input, *model.graph.output]}
+    owned |= {one.name for one in model.graph.initializer}
+    shown = {name: name for node in nodes for name in [*node.input, *node.output]}
+    for node in nodes:
+        if node.op_type in VIEWS:
+            shown[node.output[0]] = shown[node.input[0]]
+    described = {value.name for value in model.graph.value_info} | owned
+    readers = Counter(shown[name] for node in nodes for name in node.input if name)
+    held: dict[str, int] = {}
+    most = 0
+    for number in order:
+        node = nodes[number]
+        for name in node.output:
+            if name and name not in owned and shown[name] == name:
+                assert name in described or tensors[name].nbytes <= ORDERING_BYTES
+                held[name] = tensors[name].nbytes if name in described else 0
+        most = max(most, sum(held.values()) + workspace(node, tensors))
+        readers.subtract(shown[name] for name in node.input if name)
+        for name in [name for name in held if not readers[name]]:
+            del held[name]
+    return most
+
+
+def feeds_for(graphs: BlockGraphs, kind: GraphKind, case: Case, rows: int, spec: OptimizerSpec) -> Feeds:
+    x, y, row_weight = (value.numpy() for value in rows_for(case, rows))
+    own = {"x": x, "y": y, "row_weight": row_weight, "seed": np.array(5, np.int64)}
+    sums = [value for value in graphs.models[kind].graph.input if value.name.startswith("gradient.")]
+    # Of whatever shape the graph wants them.
+    own |= {one.name: np.zeros([dim.dim_value for dim in one.type.tensor_type.shape.dim], np.float32) for one in sums}
+    return {name: np.asarray(value) for name, value in {**starting_feeds(graphs, spec), **own}.items()}
+
+
+def assert_counts_agree(graphs: BlockGraphs, case: Case, spec: OptimizerSpec) -> None:
+    """Every graph of a block, at several micro-batches."""
+    for kind in KINDS:
+        model = graphs.models[kind]
+        read, moments = tensors_of(model), transient(model)
+        order = run_order(read.sources, read.ends)
+        for rows in ROWS:
+            tensors = all_tensors(model, feeds_for(graphs, kind, case, rows, spec))
+            expected = most_alive(model, order, tensors)
+            assert max((one.at(rows) for one in moments), default=0) == expected, (kind, rows)
+
+
+def compile_case(name: str) -> BlockGraphs:
+    case = CASES[name]
+    return compiled(case.block(), ADAMW, input_dtype=case.input_dtype, dropout=case.dropout)
+
+
+QUICK = ("conv uneven", "depthwise", "prelu", "max pool padded", "group norm", "concat", "attention", "embedding")
+ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_blocks_graphs_hold_what_is_alive_when_they_run(name: str) -> None:
+    assert_counts_agree(compile_case(name), CASES[name], ADAMW)
+
+
+@given(random_blocks(), st.sampled_from([ADAMW, SGD]))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+def test_random_blocks_hold_what_is_alive_when_they_run(drawn: Drawn, spec: OptimizerSpec) -> None:
+    case = Case(lambda: drawn.layers, drawn.shape, tokens=drawn.input_dtype == "int64")
+    block = block_of(drawn.layers, drawn.shape, input_dtype=drawn.input_dtype)
+    assert_counts_agree(compiled(block, spec, input_dtype=drawn.input_dtype), case, spec)
+
+
+@pytest.mark.parametrize("environment", ["device_python", "old_python"])
+@pytest.mark.parametrize("names", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)], ids=["quick", "all"])
+def test_onnxruntime_runs_the_nodes_in_the_order_that_is_counted_in(
+    names: Sequence[str], environment: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Of a device: the training build of the workstation runs a Size earlier than all others do."""
+    python = request.getfixturevalue(environment)
+    graphs = []
+    for name in names:
+        made = compile_case(name)
+        graphs += [(made.models[kind], feeds_for(made, kind, CASES[name], 2, ADAMW)) for kind in KINDS]
+    for (model, _), ran in zip(graphs, orders_of_runs(graphs, tmp_path, str(python)), strict=True):
+        read = tensors_of(model)
+        assert run_order(read.sources, read.ends) == ran
+
+
+def test_the_shared_update_holds_what_is_alive_when_it_runs() -> None:
+    for spec in (ADAMW, SGD):
+        model = apply_model(spec)
+        read, moments = tensors_of(model), transient(model)
+        for numbers in (1, 16, 1000):
+            shapes = {value.name: [numbers] * len(value.type.tensor_type.shape.dim) for value in model.graph.input}
+            tensors = all_tensors(model, {name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+            expected = most_alive(model, run_order(read.sources, read.ends), tensors)
+            assert max(one.at(numbers) for one in moments) == expected
