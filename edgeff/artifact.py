@@ -20,13 +20,13 @@ import numpy as np
 
 from edgeff.artifact_checks import CHUNK_BYTES, check_hashes, check_listing, check_replay, check_weights
 from edgeff.atomic import error_text, sync_folder, sync_stream, write_hint
-from edgeff.baselines import BASELINES, KEY_PREFIX, baseline_file
+from edgeff.baselines import BASELINE_BLOCK, BASELINES, KEY_PREFIX, baseline_file
 from edgeff.container import Container, Folder, Zip
 from edgeff.errors import ArtifactError
 from edgeff.json_node import HINT, Node
 from edgeff.manifest import FileSpec, Manifest
 from edgeff.manifest_json import MAX_MANIFEST_BYTES, from_json, to_json
-from edgeff.manifest_rules import MANIFEST_FILE
+from edgeff.manifest_rules import MANIFEST_FILE, weight_specs
 from edgeff.tensor_file import fill_from, read_index, read_tensor
 
 # Zip has no earlier date; any fixed one makes the same artifact the same bytes.
@@ -54,21 +54,22 @@ class Artifact:
     container: Container = field(repr=False)
     key_prefix: str = ""
 
-    def baselines(self) -> dict[str, Artifact]:
-        """Back-propagation through the whole network, by name (`edgeff.baselines`), where it travels along.
+    @property
+    def baseline_names(self) -> tuple[str, ...]:
+        """The baselines (`edgeff.baselines`) that travel along."""
+        return tuple(name for name in BASELINES if baseline_file(name) in self.manifest.files)
+
+    def baseline(self, name: str) -> Artifact:
+        """Back-propagation through the whole network: the same weights, another manifest.
 
         Raises:
-            ArtifactError: A baseline's manifest breaks a rule, or is of other files than this artifact's.
+            ArtifactError: There is none of that name, its manifest breaks a rule, or it is not of this artifact.
         """
-        found = {}
-        for name in BASELINES:
-            if baseline_file(name) in self.manifest.files:
-                data = self.read(baseline_file(name))
-                manifest = _manifest_of(self.path, baseline_file(name), data)
-                _check_same_files(baseline_file(name), manifest, self.manifest)
-                sha256 = hashlib.sha256(data).hexdigest()
-                found[name] = Artifact(self.path, manifest, sha256, self.container, KEY_PREFIX)
-        return found
+        file = baseline_file(name)
+        data = self.read(file)
+        manifest = _manifest_of(self.path, file, data)
+        _check_baseline(file, manifest, self.manifest)
+        return Artifact(self.path, manifest, hashlib.sha256(data).hexdigest(), self.container, KEY_PREFIX)
 
     def read(self, file: str) -> bytes:
         """All bytes of a file.
@@ -170,10 +171,19 @@ def _manifest_of(path: Path, file: str, data: bytes) -> Manifest:
         raise ArtifactError(f"`{file}` of `{path}`: {error}", hint=error.hint) from error
 
 
-def _check_same_files(file: str, baseline: Manifest, manifest: Manifest) -> None:
+def _check_baseline(file: str, baseline: Manifest, manifest: Manifest) -> None:
+    """Check that a baseline is of the artifact's files and weights."""
     for path, spec in baseline.files.items():
         if manifest.files.get(path) != spec:
             raise ArtifactError(f"`{file}` lists `{path}` otherwise than `{MANIFEST_FILE}`", hint=HINT)
+    names = [block.name for block in baseline.blocks]
+    if names != [BASELINE_BLOCK] or baseline.weights != manifest.weights:
+        raise ArtifactError(f"`{file}` must have one block `{BASELINE_BLOCK}` over `{manifest.weights}`", hint=HINT)
+    known = weight_specs(manifest)
+    for key, tensor in weight_specs(baseline).items():
+        own = known.get(key.removeprefix(KEY_PREFIX))
+        if own is None or (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
+            raise ArtifactError(f"`{file}` has the tensor `{key}`, which is not in `{manifest.weights}`", hint=HINT)
 
 
 def _container(path: Path) -> Container:

@@ -24,7 +24,7 @@ from edgeff.runtime.events import Finished
 from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.measure import UPDATES, Measured, MeasuredBlock
 from edgeff.runtime.meter import Meter
-from edgeff.runtime.methods import METHODS, artifact_of, plan_method, request_for
+from edgeff.runtime.methods import METHODS, artifact_of, plan_trained, request_for
 from edgeff.runtime.network import open_network
 from edgeff.runtime.plan import Plan, Request
 from edgeff.runtime.settings import AdaptSettings
@@ -73,8 +73,8 @@ def measure_here(
         EdgeffError: Nothing fits, or it cannot be trained.
     """
     opened = open_artifact(path)
-    plan = plan_method(opened, method, request)
     trained = artifact_of(opened, method)
+    plan = plan_trained(trained.manifest, method, request)
     wanted = request_for(trained.manifest, method, request)
     del opened
     blocks: tuple[MeasuredBlock, ...] = ()

@@ -57,13 +57,9 @@ LOCAL = ("stage", "sweep", "last-block")
 
 
 def available_methods(artifact: Artifact) -> tuple[str, ...]:
-    """Names of the methods that this artifact has graphs for, in the order of `METHODS`.
-
-    Raises:
-        ArtifactError: A baseline of the artifact cannot be read.
-    """
-    baselines = artifact.baselines()
-    return tuple(name for name, method in METHODS.items() if method.baseline is None or method.baseline in baselines)
+    """Names of the methods that this artifact has graphs for, in the order of `METHODS`."""
+    there = (None, *artifact.baseline_names)
+    return tuple(name for name, method in METHODS.items() if method.baseline in there)
 
 
 def artifact_of(artifact: Artifact, method: str) -> Artifact:
@@ -71,30 +67,32 @@ def artifact_of(artifact: Artifact, method: str) -> Artifact:
 
     Raises:
         RunError: Unknown method, or the artifact has no graphs for it.
+        ArtifactError: The baseline cannot be read.
     """
     if method not in METHODS:
         raise RunError(f"unknown method `{method}`", hint=f"known: {', '.join(METHODS)}")
     wanted = METHODS[method].baseline
     if wanted is None:
         return artifact
-    found = artifact.baselines()
-    if wanted not in found:
+    if wanted not in artifact.baseline_names:
         raise RunError(
             f"`{artifact.path}` has no graphs for `{method}`",
             hint="export it once more with `--baselines`",
         )
-    return found[wanted]
+    return artifact.baseline(wanted)
 
 
 def request_for(manifest: Manifest, method: str, request: Request) -> Request:
     """A request as the method changes it; what concerns single blocks is for the artifact's own blocks alone."""
     chosen = METHODS[method]
-    changed = replace(request, **chosen.changes)
+    changes = dict(chosen.changes)
     if method == "last-block":
-        changed = replace(changed, trained=(manifest.blocks[-1].name,))
+        changes["trained"] = (manifest.blocks[-1].name,)
     if chosen.baseline is not None:
-        changed = replace(changed, trained=None, block_budgets={}, features=None)
-    return replace(changed, micro_batch=request.batch_size) if chosen.at_once else changed
+        changes |= {"trained": None, "block_budgets": {}, "features": None}
+    if chosen.at_once:
+        changes["micro_batch"] = request.batch_size
+    return replace(request, **changes)
 
 
 def plan_method(artifact: Artifact, method: str, request: Request) -> Plan:
@@ -109,6 +107,14 @@ def plan_method(artifact: Artifact, method: str, request: Request) -> Plan:
         RunError: Unknown method, or the artifact has no graphs for it.
         BudgetError: Nothing fits.
     """
-    manifest = artifact_of(artifact, method).manifest
+    return plan_trained(artifact_of(artifact, method).manifest, method, request)
+
+
+def plan_trained(manifest: Manifest, method: str, request: Request) -> Plan:
+    """The plan by which a method trains, from the manifest of `artifact_of`.
+
+    Raises:
+        BudgetError: Nothing fits.
+    """
     wanted = request_for(manifest, method, request)
     return plan_zeroth_order(manifest, wanted) if METHODS[method].forward_only else plan(manifest, wanted)

@@ -7,7 +7,6 @@ import numpy.ma
 import numpy.random  # noqa: F401
 
 import edgeff.data
-import edgeff.devices
 import edgeff.runtime.adapt
 import edgeff.runtime.methods  # noqa: F401
 from edgeff.runtime.allocator import AllocatorMode, return_free_memory, set_lean_allocator

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 from torch import nn
 
 from edgeff.artifact import Artifact, open_artifact
-from edgeff.baselines import CHECKPOINTED, PLAIN
+from edgeff.baselines import BASELINES, CHECKPOINTED, PLAIN
+from edgeff.container import Folder
 from edgeff.dataset import Dataset
 from edgeff.errors import ArtifactError, BudgetError, RunError
 from edgeff.export import ExportSettings, export_network
@@ -112,7 +115,7 @@ def test_back_propagation_on_the_device_gives_what_torch_gives(
 
 def test_a_baseline_begins_with_the_weights_of_the_artifact(artifact: Artifact) -> None:
     own = artifact.tensors()
-    for baseline in artifact.baselines().values():
+    for baseline in [artifact.baseline(name) for name in BASELINES]:
         weights = open_network(baseline, OnnxRuntime(1)).weights()
         assert weights
         for key in weights:
@@ -120,14 +123,14 @@ def test_a_baseline_begins_with_the_weights_of_the_artifact(artifact: Artifact) 
 
 
 def test_of_inner_layers_only_the_transform_is_kept(artifact: Artifact) -> None:
-    names = {spec.name for spec in artifact.baselines()[PLAIN].manifest.blocks[0].parameters}
+    names = {spec.name for spec in artifact.baseline(PLAIN).manifest.blocks[0].parameters}
     assert {name.partition(".")[0] for name in names if "readout" in name} == {"conv3"}
     assert {name.partition(".")[0] for name in names if "transform" in name} == {"conv0", "conv1", "conv2", "conv3"}
 
 
 def test_a_network_of_joined_blocks_has_baselines_too(tmp_path: Path, rows: Dataset) -> None:
     joined = exported(tmp_path / "joined", network("2-layer"))
-    weights = open_network(joined.baselines()[PLAIN], OnnxRuntime(1)).weights()
+    weights = open_network(joined.baseline(PLAIN), OnnxRuntime(1)).weights()
     assert "network.conv0-conv1.layers.1.transform.0.weight" in weights
     run = adapted(joined, "bp", rows, tmp_path / "run")
     assert isinstance(list(run.run())[-1], Finished)
@@ -135,7 +138,7 @@ def test_a_network_of_joined_blocks_has_baselines_too(tmp_path: Path, rows: Data
 
 def test_without_baselines_there_is_local_learning_alone(tmp_path: Path) -> None:
     bare = exported(tmp_path / "bare", network(), baselines=False)
-    assert bare.baselines() == {}
+    assert bare.baseline_names == ()
     assert available_methods(bare) == ("stage", "sweep", "last-block")
     with pytest.raises(RunError, match="no graphs for `bp`") as refused:
         plan_method(bare, "bp", Request(BATCH))
@@ -153,16 +156,49 @@ def test_baselines_change_nothing_else_of_an_artifact(artifact: Artifact, tmp_pa
     assert artifact.manifest.blocks == bare.manifest.blocks
 
 
-def test_a_baseline_of_other_files_than_the_artifact_is_refused(artifact: Artifact, tmp_path: Path) -> None:
-    folder = tmp_path / "edited"
+def edited(artifact: Artifact, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Artifact:
+    """The artifact with another manifest of its baseline, past the check of hashes."""
     shutil.copytree(artifact.path, folder)
     path = folder / "baselines" / "bp.json"
     document = json.loads(path.read_text())
-    document["files"]["weights.safetensors"]["sha256"] = "0" * 64
+    change(document)
     path.write_text(json.dumps(document))
-    edited = Artifact(folder, artifact.manifest, artifact.manifest_sha256, type(artifact.container)(folder))
+    return Artifact(folder, artifact.manifest, artifact.manifest_sha256, Folder(folder))
+
+
+BROKEN: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda it: it.update(format_version=2), "artifact format 2 was written by"),
+    (lambda it: it["blocks"][0].update(name="other"), "must be exactly|must have exactly"),
+    (lambda it: it.update(blocks=[], fusion=[]), "at least one block"),
+    (lambda it: it["blocks"][0]["buffers"].append({"name": "b", "shape": [1], "dtype": "float32"}), "network.b"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN, ids=range(len(BROKEN)))
+def test_m44_a_baseline_is_a_manifest_by_all_rules_over_the_same_weights(
+    artifact: Artifact, tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    broken = edited(artifact, tmp_path / "broken", change)
+    with pytest.raises(ArtifactError, match=message) as refused:
+        broken.baseline(PLAIN)
+    assert "baselines/bp.json" in str(refused.value)
+
+
+def test_m44_its_block_is_called_network(artifact: Artifact, tmp_path: Path) -> None:
+    def rename(it: dict[str, Any]) -> None:
+        it["blocks"][0]["name"] = "other"
+        it["checks"]["largest_error"] = {"other": 0.0}
+
+    with pytest.raises(ArtifactError, match="must have one block `network`"):
+        edited(artifact, tmp_path / "broken", rename).baseline(PLAIN)
+
+
+def test_m45_its_files_are_those_of_the_artifact(artifact: Artifact, tmp_path: Path) -> None:
+    def forge(it: dict[str, Any]) -> None:
+        it["files"]["weights.safetensors"]["sha256"] = "0" * 64
+
     with pytest.raises(ArtifactError, match=r"lists `weights\.safetensors` otherwise"):
-        edited.baselines()
+        edited(artifact, tmp_path / "broken", forge).baseline(PLAIN)
 
 
 def test_every_method_has_a_plan_of_its_kind(artifact: Artifact) -> None:
@@ -215,7 +251,7 @@ def test_a_measurement_that_fails_says_why_in_one_line(artifact: Artifact, tmp_p
 
 
 def test_forward_passes_alone_go_down_the_slope_of_the_loss(artifact: Artifact, rows: Dataset) -> None:
-    opened = open_network(artifact.baselines()[PLAIN], OnnxRuntime(1))
+    opened = open_network(artifact.baseline(PLAIN), OnnxRuntime(1))
     trainer = ZerothOrder(opened, micro_batch=3)
     index = np.arange(BATCH)
     losses = [trainer.step(rows.x, rows.y, index, seed=step, rate=1e-3).loss for step in range(200)]
@@ -223,7 +259,7 @@ def test_forward_passes_alone_go_down_the_slope_of_the_loss(artifact: Artifact, 
 
 
 def test_the_slope_is_that_of_the_gradient_along_the_direction(artifact: Artifact, rows: Dataset) -> None:
-    opened = open_network(artifact.baselines()[PLAIN], OnnxRuntime(1))
+    opened = open_network(artifact.baseline(PLAIN), OnnxRuntime(1))
     before = {name: value.copy() for name, value in opened.weights().items()}
     found = ZerothOrder(opened, micro_batch=BATCH, epsilon=2e-5).step(
         rows.x, rows.y, np.arange(BATCH), seed=7, rate=0.0
@@ -237,14 +273,19 @@ def test_the_slope_is_that_of_the_gradient_along_the_direction(artifact: Artifac
     names = {f"layers.{index}.": f"conv{index}." for index in range(4)}
     gradients = {names[name[:9]] + name[9:]: value.grad for name, value in whole.named_parameters()}
     slope = 0.0
-    for spec in artifact.baselines()[PLAIN].manifest.blocks[0].parameters:
+    for spec in artifact.baseline(PLAIN).manifest.blocks[0].parameters:
         z = draw.standard_normal(int(np.prod(spec.shape, dtype=int)), np.float32)
         slope += float(gradients[spec.name].numpy().ravel() @ z)
     assert found.slope == pytest.approx(slope, rel=0.05, abs=2e-3)
 
 
 def test_checkpointed_graphs_are_smaller_in_the_manifest(artifact: Artifact) -> None:
-    kinds = {name: one.manifest.blocks[0].graphs["accumulate"] for name, one in artifact.baselines().items()}
+    kinds = {name: artifact.baseline(name).manifest.blocks[0].graphs["accumulate"] for name in BASELINES}
     assert kinds[CHECKPOINTED].transient_bytes(8) < kinds[PLAIN].transient_bytes(8)
-    forward = {one.manifest.blocks[0].graphs["forward"].file for one in artifact.baselines().values()}
+    forward = {artifact.baseline(name).manifest.blocks[0].graphs["forward"].file for name in BASELINES}
     assert len(forward) == 1  # what is the same is stored once
+
+
+def test_fused_updates_of_a_part_of_a_batch_are_refused() -> None:
+    with pytest.raises(BudgetError, match="fused updates need the whole batch of 8 rows at once, not 4"):
+        Request(BATCH, micro_batch=4, updates="fused")

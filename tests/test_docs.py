@@ -259,7 +259,7 @@ def _compile(layer: Layer) -> float:
     network = LocalNetwork([LocalBlock(make(), goodness=goodness)], input_shape=shape, classes=3, input_dtype=dtype)
     block, spec = network.sequence[0], optimizer_spec("adamw")
     graphs = compile_block(block, optimizer_spec=spec, input_dtype=dtype, last=False, dropout=True)
-    return check_block(block, graphs, spec=spec, input_dtype=dtype, classes=3)
+    return check_block(block, graphs, spec=spec, input_dtype=dtype, classes=3).error
 
 
 def test_the_guide_lists_the_layers_that_are_tried_here() -> None:
