@@ -1,8 +1,9 @@
 """Planned against measured training bytes: the reference networks, three budgets, both schedules.
 
 The budgets are the smallest that a plan can be found for, the one with which the planner is free to be fast, and the
-one halfway between them; fewer where these are the same to a MiB. Each row is the median of three fresh processes of the device environment, one thread. A plan is right where it is
-within 10 % of what was measured, or 2 MiB; a budget is kept where no more was measured.
+one halfway between them; fewer where these are the same to a MiB. Each row is the median of three fresh processes of
+the device environment, one thread. A plan is right where it is within 10 % of what was measured, or 2 MiB; a budget is
+kept where no more was measured.
 
     .venv/bin/python benchmarks/budgets.py --batch 16
 """

@@ -71,6 +71,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     "--prefer", type=click.Choice(["speed", "memory"]), default="speed", help="Of the plans that fit. Default: speed."
 )
 @click.option("--micro-batch", type=int, help="Rows that run at once. Default: the fastest that fits.")
+@click.option(
+    "--allow-freezing", is_flag=True, help="Where the budget does not do for all blocks, train only the last that fit."
+)
 @click.option("--budget", metavar="BYTES", help="What training may take over the floor, for example `32MiB`.")
 @click.option("--total", is_flag=True, help="--budget is for the whole process, Python and onnxruntime included.")
 @click.option(
@@ -100,6 +103,7 @@ def train_on_device(
     features: str,
     prefer: str,
     micro_batch: int | None,
+    allow_freezing: bool,
     budget: str | None,
     total: bool,
     block_budgets: tuple[str, ...],
@@ -129,6 +133,7 @@ def train_on_device(
     from edgeff.runtime.adapt import Adaptation, adaptation_request
     from edgeff.runtime.checkpoint import RunFolder
     from edgeff.runtime.control import Control
+    from edgeff.runtime.freezing import frozen_blocks, trained_blocks
     from edgeff.runtime.pages import RETURNING_CODE_BYTES
     from edgeff.runtime.settings import default_settings
 
@@ -152,7 +157,12 @@ def train_on_device(
         returning_bytes=RETURNING_CODE_BYTES if total else 0,
     )
     over = meter.floor_bytes if total else 0
-    planned = _plan(opened.manifest, request, over)
+    planned = _plan(opened.manifest, request, over, allow_freezing=allow_freezing)
+    frozen = frozen_blocks(planned, request)
+    if frozen:
+        click.echo(f"the budget does not do for all blocks: {', '.join(frozen)} stay as they are", err=True)
+        request = replace(request, trained=trained_blocks(planned))
+        chosen = replace(chosen, blocks=trained_blocks(planned))
     dtype = planned.features if planned.features in ("float16", "uint8") else "float32"
     chosen = replace(chosen, schedule=planned.schedule, feature_dtype=dtype)
     adaptation = Adaptation(
@@ -241,16 +251,17 @@ def _parse_budget(text: str, option: str = "--budget ") -> int:
     return budget
 
 
-def _plan(manifest: Manifest, request: Request, floor_bytes: int) -> Plan:
+def _plan(manifest: Manifest, request: Request, floor_bytes: int, *, allow_freezing: bool) -> Plan:
     """The plan of a run; `floor_bytes` of the process are in the user's budget too, 0 without `--total`.
 
     Raises:
         BudgetError: Nothing fits.
     """
+    from edgeff.runtime.freezing import plan_freezing
     from edgeff.runtime.plan import plan, smallest_budget
 
     try:
-        return plan(manifest, request)
+        return plan_freezing(manifest, request) if allow_freezing else plan(manifest, request)
     except BudgetError as error:
         needed, budget = smallest_budget(manifest, request), request.budget_bytes
         if not floor_bytes or budget is None or needed <= budget:
