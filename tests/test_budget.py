@@ -306,21 +306,3 @@ def test_a_lowered_budget_is_kept_from_the_next_update_on_and_a_raised_one_bring
     assert small < large == found["first"]
     assert found["sizes"][:7] == [large] * 2 + [small] * 4 + [large]
     assert max(found["taken"][2:6]) <= low < max(found["taken"][:2])
-
-
-@pytest.mark.skipif(
-    not DEVICE.exists(), reason="the floor is that of an environment without torch: `make test` makes one"
-)
-@pytest.mark.parametrize("schedule", ["sweep", "stage"])
-def test_har_cnn_trains_with_the_whole_process_under_64_mib(
-    networks: Mapping[str, Network], tmp_path: Path, schedule: str
-) -> None:
-    network = networks["har-cnn"]
-    command = [PYTHON, "-m", "edgeff", "train-on-device", str(network.artifact.path), "--data", str(network.data)]
-    command += ["--out", str(tmp_path / "run"), "--total", "--budget", "64MiB", "--schedule", schedule]
-    command += ["--batch-size", "8", "--epochs", "1", "--threads", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["measured"]["source"].startswith("VmHWM")
-    assert found["floor_bytes"] + found["training_bytes"] < 64 * MIB
