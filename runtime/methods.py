@@ -95,23 +95,13 @@ def request_for(manifest: Manifest, method: str, request: Request) -> Request:
     return replace(request, **changes)
 
 
-def plan_method(artifact: Artifact, method: str, request: Request) -> Plan:
+def plan_trained(manifest: Manifest, method: str, request: Request) -> Plan:
     """The plan by which a method trains.
 
     Args:
-        artifact: With baselines where the method needs one.
+        manifest: Of `artifact_of`.
         method: One of `METHODS`.
         request: Its schedule, updates and blocks are set by the method.
-
-    Raises:
-        RunError: Unknown method, or the artifact has no graphs for it.
-        BudgetError: Nothing fits.
-    """
-    return plan_trained(artifact_of(artifact, method).manifest, method, request)
-
-
-def plan_trained(manifest: Manifest, method: str, request: Request) -> Plan:
-    """The plan by which a method trains, from the manifest of `artifact_of`.
 
     Raises:
         BudgetError: Nothing fits.

@@ -28,10 +28,10 @@ from edgeff.runtime.checkpoint import RunFolder, read_weights
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.events import Finished
 from edgeff.runtime.measure import measure_method
-from edgeff.runtime.methods import METHODS, artifact_of, available_methods, plan_method, request_for
+from edgeff.runtime.methods import METHODS, artifact_of, available_methods, plan_trained, request_for
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
-from edgeff.runtime.plan import Request, plan
+from edgeff.runtime.plan import Plan, Request, plan
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.zeroth_order import ZerothOrder
 
@@ -66,6 +66,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def rows() -> Dataset:
     draw = np.random.default_rng(1)
     return Dataset("rows", draw.standard_normal((24, *SHAPE), np.float32), np.arange(24, dtype=np.int64) % CLASSES)
+
+
+def plan_method(artifact: Artifact, method: str, request: Request) -> Plan:
+    return plan_trained(artifact_of(artifact, method).manifest, method, request)
 
 
 def adapted(artifact: Artifact, method: str, rows: Dataset, folder: Path, micro_batch: int | None = None) -> Adaptation:
