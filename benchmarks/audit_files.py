@@ -1,7 +1,7 @@
-"""Files of a reference network that workers of the memory audit start from.
+"""Files of a reference network that workers of the audits start from.
 
 `network` writes `network.json`, the blocks as plain operators in order, and `weights.npz`; `artifact` writes edgeff's
-artifact with its back-propagation baselines. Runs in the workstation environment.
+artifact with its back-propagation baselines, `exported` one without. Runs in the workstation environment.
 
     .venv/bin/python benchmarks/audit_files.py network deep24 FOLDER
 """
@@ -108,6 +108,16 @@ def _readout(readout: Any, activation: tuple[int, ...], prefix: str) -> list[Ope
 
 def write_artifact(name: str, folder: Path) -> None:
     """An artifact of edgeff, with the same network as one block for the baselines."""
+    export(name, folder / "artifact", baselines=True)
+
+
+def write_exported(name: str, folder: Path) -> None:
+    """An artifact of edgeff, as users export it."""
+    export(name, folder / "exported", baselines=False)
+
+
+def export(name: str, target: Path, *, baselines: bool) -> None:
+    """An artifact of a network."""
     from edgeff.export.writer import ExportSettings, export_network
     from edgeff.manifest import TensorSpec, TrainingDefaults
     from edgeff.preprocess import Preprocessing
@@ -115,11 +125,11 @@ def write_artifact(name: str, folder: Path) -> None:
     network = reference(name)
     spec = TensorSpec("x", tuple(network.input_shape))
     training = TrainingDefaults(epochs=1, replay_fraction=0.0, guard_fraction=0.0)
-    settings = ExportSettings(training=training, baselines=True)
-    export_network(network, folder / "artifact", preprocessing=Preprocessing(spec, (), spec), settings=settings)
+    settings = ExportSettings(training=training, baselines=baselines)
+    export_network(network, target, preprocessing=Preprocessing(spec, (), spec), settings=settings)
 
 
-WRITERS = {"network": write_network, "artifact": write_artifact}
+WRITERS = {"network": write_network, "artifact": write_artifact, "exported": write_exported}
 
 if __name__ == "__main__":
     try:

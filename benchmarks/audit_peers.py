@@ -148,13 +148,18 @@ def output(words: Sequence[str], environment: Mapping[str, str]) -> str:
         done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise Skipped(f"took longer than {TIMEOUT_S} s") from error
-    name = words[2] if words[1] == "-m" else Path(words[1]).name
-    if done.returncode < 0:
-        raise Skipped(f"{name}: ended by signal {-done.returncode}")
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
-        raise Skipped(f"{name}: {lines[-1].strip()}")
+        raise Skipped(why_ended(words, done.returncode, done.stderr))
     return done.stdout
+
+
+def why_ended(words: Sequence[str], status: int, stderr: str) -> str:
+    """Why a command ended with another status than 0: its signal, or the last line that it wrote to stderr."""
+    name = words[2] if words[1] == "-m" else Path(words[1]).name
+    if status < 0:
+        return f"{name}: ended by signal {-status}"
+    lines = [line for line in stderr.splitlines() if line.strip()] or [f"status {status}"]
+    return f"{name}: {lines[-1].strip()}"
 
 
 def best_settings(run: Callable[[Settings], Found], dials: Dials) -> tuple[dict[str, Any], Found]:

@@ -1,4 +1,4 @@
-"""What the memory audit and the workers of its peers agree on. Imports nothing but the standard library and numpy.
+"""What the audits and the workers of their peers agree on. Imports nothing but the standard library and numpy.
 
 A worker is a script that the peer's own interpreter runs, in a fresh process for every measurement:
 
@@ -52,6 +52,7 @@ class Job:
         micro_batch: Rows that go through the network at once.
         folder: Where `audit_files` has put the network's files.
         settings: The peer's own, such as the number of checkpointed segments; `lean_allocator` is already in force.
+        threads: Of the peer.
     """
 
     network: str
@@ -60,6 +61,7 @@ class Job:
     micro_batch: int
     folder: str
     settings: Mapping[str, Any]
+    threads: int = 1
 
     def network_file(self) -> dict[str, Any]:
         """The network as `audit_files` describes it: shape, classes, blocks."""
@@ -118,8 +120,7 @@ def measure(job: Job, version: str, build: Callable[[Job], Trainer]) -> Found:
         SystemExit: The peer trained nothing, or a loss is not finite.
     """
     x, y = rows(job)
-    floor, files = _status("VmRSS"), _status("RssFile")
-    Path("/proc/self/clear_refs").write_text("5")
+    floor = measure_from_here()
     trainer = build(job)
     before = [read() for read in trainer.parameters()]
     losses, began = [], 0.0
@@ -128,12 +129,40 @@ def measure(job: Job, version: str, build: Callable[[Job], Trainer]) -> Found:
             began = time.perf_counter()
         losses.append(trainer.update(x[update % 2], y[update % 2]))
     seconds = time.perf_counter() - began
-    peak, code = _status("VmHWM") - floor, max(0, _status("RssFile") - files)
-    _check(losses, before, [read() for read in trainer.parameters()])
-    return Found(version, floor, peak, code, (UPDATES - WARM_UP) * job.batch / seconds, tuple(losses))
+    taken, code = floor.training_bytes(), floor.code_bytes()
+    check_learning(losses, before, [read() for read in trainer.parameters()])
+    return Found(version, floor.resident, taken, code, (UPDATES - WARM_UP) * job.batch / seconds, tuple(losses))
 
 
-def _check(losses: Sequence[float], before: Sequence[Array], after: Sequence[Array]) -> None:
+@dataclass(frozen=True)
+class Floor:
+    """A process before it has anything of a network: resident bytes, and those of them that are pages of files."""
+
+    resident: int
+    files: int
+
+    def training_bytes(self) -> int:
+        """By how much the most that was resident since is over it."""
+        return _status("VmHWM") - self.resident
+
+    def code_bytes(self) -> int:
+        """By how much the resident pages of files have grown: code that a library has read in since."""
+        return max(0, _status("RssFile") - self.files)
+
+
+def measure_from_here() -> Floor:
+    """Let the kernel count the peak from now on."""
+    floor = Floor(_status("VmRSS"), _status("RssFile"))
+    Path("/proc/self/clear_refs").write_text("5")
+    return floor
+
+
+def check_learning(losses: Sequence[float], before: Sequence[Array], after: Sequence[Array]) -> None:
+    """Check that something was learnt.
+
+    Raises:
+        SystemExit: A loss is not finite, or a parameter is what it was.
+    """
     if not all(map(math.isfinite, losses)):
         raise SystemExit(f"a loss is not finite: {losses}")
     still = sum(bool(np.array_equal(one, other)) for one, other in zip(before, after, strict=True))

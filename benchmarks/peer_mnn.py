@@ -204,8 +204,13 @@ def load_weights(job: Job, blocks: Sequence[Sequence[Operator]]) -> dict[str, An
     return found
 
 
-if __name__ == "__main__":
+def set_up(threads: int) -> str:
+    """Evaluate lazily on so many threads; MNN's version."""
     F.lazy_eval(True)
     F.set_lazy_mode(0)
-    F.set_global_executor_config(0, 0, 1)  # CPU, normal precision, one thread
-    serve(MNN.version(), Trainer)
+    F.set_global_executor_config(0, 0, threads)  # CPU, normal precision
+    return str(MNN.version())
+
+
+if __name__ == "__main__":
+    serve(set_up(1), Trainer)

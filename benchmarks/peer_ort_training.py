@@ -24,7 +24,9 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job = job
         folder = Path(job.folder) / f"ort-{job.micro_batch}"
-        options = session_options(bool(job.settings.get("arena")), bool(job.settings.get("memory_order")))
+        options = session_options(
+            bool(job.settings.get("arena")), bool(job.settings.get("memory_order")), threads=job.threads
+        )
         self.state = CheckpointState.load_checkpoint(str(folder / "checkpoint"))
         self.module = Module(str(folder / "training_model.onnx"), self.state, session_options=options)
         self.optimizer = Optimizer(str(folder / "optimizer_model.onnx"), self.module)
@@ -46,10 +48,10 @@ class Trainer:
         return sum(losses) / len(parts)
 
 
-def session_options(arena: bool, memory_order: bool) -> onnxruntime.SessionOptions:
-    """One thread, and the two settings."""
+def session_options(arena: bool, memory_order: bool, *, threads: int) -> onnxruntime.SessionOptions:
+    """Threads of an operator, and the two settings."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.enable_cpu_mem_arena = arena
     # A plan of earlier runs' shapes takes one large block; with the arena off it only adds to the peak.
     options.enable_mem_pattern = arena
@@ -58,6 +60,12 @@ def session_options(arena: bool, memory_order: bool) -> onnxruntime.SessionOptio
     return options
 
 
-if __name__ == "__main__":
+def set_up(threads: int) -> str:
+    """Errors alone are told; the version. Sessions take the threads from the job."""
+    del threads
     onnxruntime.set_default_logger_severity(3)
-    serve(onnxruntime.__version__, Trainer)
+    return str(onnxruntime.__version__)
+
+
+if __name__ == "__main__":
+    serve(set_up(1), Trainer)

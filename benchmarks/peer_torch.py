@@ -1,4 +1,4 @@
-"""A worker of the memory audit: PyTorch. See `audit_protocol` for what is measured.
+"""A worker of the memory audit: PyTorch. See `audit_protocol` for what is measured; `speed_torch` is built on it.
 
 Settings: `segments`, into how many checkpointed parts the blocks are divided; `fused_adamw`, the kernel of AdamW
 (otherwise `foreach=False`: the third would hold temporaries of all parameters at once); `onednn`, whether convolutions
@@ -46,9 +46,11 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job = job
         torch.backends.mkldnn.enabled = bool(job.settings.get("onednn", True))
-        blocks = blocks_of(job.network)
-        self.parts = divided(blocks, int(job.settings.get("segments", 1)))
-        self.weights = [parameter for block in blocks for parameter in block.parameters() if parameter.requires_grad]
+        self.blocks = blocks_of(job.network, all_scores=job.method == "bp-deepsup")
+        self.parts = divided(self.blocks, int(job.settings.get("segments", 1)))
+        self.weights = [
+            parameter for block in self.blocks for parameter in block.parameters() if parameter.requires_grad
+        ]
         self.optimizer: torch.optim.Optimizer | None = None
         self.updates = 0
         if job.method == "bp+fused-updates":
@@ -65,7 +67,7 @@ class Trainer:
 
     def parameters(self) -> list[Callable[[], Array]]:
         """Readers of small parameters."""
-        return [lambda one=one: one.detach().numpy().copy() for one in self.weights if small(one.shape)]  # type: ignore[misc]
+        return [lambda one=one: one.detach().cpu().numpy().copy() for one in self.weights if small(one.shape)]  # type: ignore[misc]
 
     def update(self, x: Array, y: Array) -> float:
         """One update."""
@@ -111,14 +113,14 @@ class Trainer:
                 piece.add_(torch.randn(len(piece), generator=draw), alpha=scale)
 
 
-def blocks_of(network: str) -> list[Any]:
-    """The blocks, all readouts dropped but the last."""
+def blocks_of(network: str, *, all_scores: bool = False) -> list[Any]:
+    """The blocks; all readouts but the last are dropped unless `all_scores`."""
     blocks = [leaf for block in reference(network).sequence for leaf in block.leaves()]
     for block in blocks:
         for module in block.modules():
             if isinstance(module, torch.nn.ReLU):
                 module.inplace = True
-    return [block.without_readout() for block in blocks[:-1]] + blocks[-1:]
+    return blocks if all_scores else [block.without_readout() for block in blocks[:-1]] + blocks[-1:]
 
 
 def divided(blocks: Sequence[Any], segments: int) -> list[Part]:
@@ -149,6 +151,11 @@ def step_inside_backward(weights: Sequence[Tensor], adamw: Callable[[Sequence[Te
         weight.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
 
 
+def set_up(threads: int) -> str:
+    """Set the threads; PyTorch's version."""
+    torch.set_num_threads(threads)
+    return torch.__version__.partition("+")[0]
+
+
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    serve(torch.__version__.partition("+")[0], Trainer)
+    serve(set_up(1), Trainer)

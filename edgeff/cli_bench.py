@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import importlib
 import json
-import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
-import edgeff
-from edgeff.errors import EdgeffError
+from edgeff.bench_checkout import benchmark, known_names, known_networks, rows_into
+from edgeff.cli_bench_speed import speed
 from edgeff.table import table
 from edgeff.units import format_bytes
 
@@ -58,65 +54,18 @@ def memory(
     Each row is the median of three fresh processes at the runtime's best settings, one thread, AdamW, float32; takes
     minutes. `make bench-setup` makes the environments of onnxruntime-training and MNN.
     """
-    audit = _audit()
+    audit = benchmark("audit")
     chosen = audit.Audit(
         networks=known_networks(networks, audit.NETWORKS),
-        methods=_known("method", methods, audit.METHODS),
-        runtimes=_known("runtime", runtimes, audit.RUNTIMES),
+        methods=known_names("method", methods, audit.METHODS),
+        runtimes=known_names("runtime", runtimes, audit.RUNTIMES),
         batches=batches,
         micro_batches=sizes,
         best=best,
     )
-    rows = _told(audit.rows(chosen), as_json)
-    if out is None:
-        found = list(rows)
-    else:
-        try:
-            with out.open("w", newline="", encoding="utf-8") as file:
-                found = write_csv(rows, file, audit.COLUMNS)
-        except OSError as error:
-            raise EdgeffError(f"cannot write `{out}`: {error.strerror}") from error
+    found = rows_into(out, _told(audit.rows(chosen), as_json), audit.COLUMNS)
     if not as_json:
         click.echo(rows_text(found))
-
-
-def find_checkout(candidates: Iterable[Path]) -> Path:
-    """The first folder that is a checkout with benchmarks.
-
-    Raises:
-        EdgeffError: None is.
-    """
-    for folder in candidates:
-        if (folder / "benchmarks" / "audit.py").is_file():
-            return folder
-    raise EdgeffError(
-        "`edgeff bench` needs a checkout of edgeff, and this is an installation without one",
-        hint="clone the repository and run the command in its root folder, or install it with `pip install -e`",
-    )
-
-
-def known_networks(names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    """The names, or all that are known where there are none; `deep<N>` is known for every depth.
-
-    Raises:
-        EdgeffError: One is unknown.
-    """
-    unknown = [name for name in names if name not in known and not re.fullmatch(r"deep[1-9]\d*", name)]
-    if unknown:
-        raise EdgeffError(f"unknown network `{unknown[0]}`", hint=f"known: {', '.join(known)}, and deep<N>")
-    return names or known
-
-
-def write_csv(rows: Iterable[Mapping[str, Any]], file: TextIO, columns: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Write each row as soon as it is there; settings as JSON. Returns all of them."""
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    found = []
-    for row in rows:
-        writer.writerow({**row, "settings": json.dumps(row["settings"])})
-        file.flush()
-        found.append(row)
-    return found
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -154,17 +103,4 @@ def _told(rows: Iterable[Mapping[str, Any]], as_json: bool) -> Iterable[Mapping[
         yield row
 
 
-def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise EdgeffError(f"unknown {kind} `{unknown[0]}`", hint=f"known: {', '.join(known)}")
-    return names or known
-
-
-def _audit() -> Any:
-    """The module of the checkout."""
-    checkout = find_checkout([Path(edgeff.__file__).resolve().parent.parent, Path.cwd()])
-    folder = str(checkout / "benchmarks")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module("audit")
+bench.add_command(speed)

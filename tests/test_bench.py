@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from edgeff import cli_bench
+from edgeff import bench_checkout
 from edgeff.cli import main
 from edgeff.errors import EdgeffError
 
@@ -438,6 +438,6 @@ def test_a_file_that_cannot_be_written_is_named(fake_rows: list[audit.Audit], tm
 
 def test_without_a_checkout_the_command_says_that_it_needs_one(tmp_path: Path) -> None:
     with pytest.raises(EdgeffError, match="needs a checkout of edgeff") as caught:
-        cli_bench.find_checkout([tmp_path])
+        bench_checkout.find_checkout([tmp_path])
     assert "clone the repository" in caught.value.hint
-    assert cli_bench.find_checkout([tmp_path, ROOT]) == ROOT
+    assert bench_checkout.find_checkout([tmp_path, ROOT]) == ROOT
