@@ -261,7 +261,7 @@ class CrossEntropyObjective:
         target = (y[:, None] == classes).to(log_probabilities.dtype)
         if self.label_smoothing:
             target = target * (1.0 - self.label_smoothing) + self.label_smoothing / scores.shape[1]
-        return -((log_probabilities * target).sum(dim=1) * row_weight).sum()
+        return -(log_probabilities * (target * row_weight[:, None])).sum()
 
     def describe(self) -> Description:
         """Name and settings."""

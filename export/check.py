@@ -37,7 +37,7 @@ _DRAWS = 4
 
 # A deep network may carry rounding far. Then an error is allowed that is this many times what torch's own result moves
 # by, the most of some moves of its weights as far as a kernel rounds its sums.
-_FACTOR, _MOVES, _ROUNDING = 4, 3, 2.0**-20
+_FACTOR, _MOVES, _ROUNDING = 4, 8, 2.0**-20
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _passes(model: onnx.ModelProto) -> _Passes:
     nodes = list(model.graph.node)
     behind: set[str] = {_ROWS_INPUT}
     for node in nodes:
-        if behind & set(node.input):
+        if node.op_type != "Shape" and behind & set(node.input):  # what is made of sizes alone is no part of the pass
             behind |= set(node.output)
     needed = {_LOSS}
     for node in reversed(nodes):

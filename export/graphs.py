@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgeff.errors import ExportError
-from edgeff.export import aten, layers, pooling  # noqa: F401  (they register their translations)
+from edgeff.export import aten, group_norm, layers, pooling  # noqa: F401  (they register their translations)
 from edgeff.export.dropout import dropouts
 from edgeff.export.inplace import in_place_pairs, ordered_in_place
 from edgeff.export.ir import Graph, Rows, Shape, Value

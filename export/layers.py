@@ -106,6 +106,8 @@ def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, win
 
 # A weight gradient of every row is made, to be added up, where it is at most this part of the smaller map.
 _ROW_PRODUCT = 0.5
+# Numbers of a row's unfolded map that is small enough to be made: 16 KiB.
+_SMALL_MAP = 4 * 1024
 # Rows at which the bytes of two forms are compared.
 _ROWS = 8
 
@@ -121,20 +123,33 @@ def _dense_form(outs: int, ins: int, places: int, window: Window) -> Callable[[G
 
 
 def _weight_gradient_by_row(graph: Graph, gradient: Value, x: Value, window: Window, /) -> Value:
-    """One matrix product per tap and row, (I, P) x (P, O), then the sum over rows: (O, I, taps).
+    """Matrix products of every row, then their sum over the rows: (O, I, taps).
 
-    The map stays as it is and is shifted tap by tap, so that the only copies are one of the gradient and one shift.
+    A small map is unfolded and takes one product, (O, P) x (P, I taps), whose sum lies as the weight does. A large one
+    stays as it is and is shifted tap by tap, (I, P) x (P, O), so that the only copies are one of the gradient and one
+    shift.
     """
     outs, ins = _numbers((gradient.shape[1], x.shape[1]))
     sizes, kept = _numbers(x.shape[2:]), _numbers(gradient.shape[2:])
-    places = math.prod(kept)
-    channel_last = graph.transpose(graph.reshape(gradient, (Rows(1), outs, places)), [0, 2, 1])
-    sums = []
-    for tap in window.taps():
+    places, taps = math.prod(kept), window.taps()
+
+    def shifted(tap: Sequence[int]) -> Value:
         before = [padding - offset for padding, offset in zip(window.padding, tap, strict=True)]
         after = [out - size - first for out, size, first in zip(kept, sizes, before, strict=True)]
-        shifted = graph.reshape(graph.pad(x, [0, 0, *before], [0, 0, *after]), (Rows(1), ins, places))
-        product = graph.node("MatMul", [shifted, channel_last], [((Rows(1), ins, outs), x.dtype)])[0]
+        return graph.pad(x, [0, 0, *before], [0, 0, *after])
+
+    rows = graph.reshape(gradient, (Rows(1), outs, places))
+    if len(taps) * ins * places <= _SMALL_MAP:
+        maps = [graph.reshape(shifted(tap), (Rows(1), ins, 1, places)) for tap in taps]
+        unfolded = graph.reshape(graph.concat(maps, 2), (Rows(1), ins * len(taps), places))
+        inputs = [rows, graph.transpose(unfolded, [0, 2, 1])]
+        product = graph.node("MatMul", inputs, [((Rows(1), outs, ins * len(taps)), x.dtype)])[0]
+        return graph.reduce("ReduceSum", product, [0], keep=False)
+    channel_last = graph.transpose(rows, [0, 2, 1])
+    sums = []
+    for tap in taps:
+        inputs = [graph.reshape(shifted(tap), (Rows(1), ins, places)), channel_last]
+        product = graph.node("MatMul", inputs, [((Rows(1), ins, outs), x.dtype)])[0]
         sums.append(graph.reduce("ReduceSum", product, [0], keep=True))
     return graph.transpose(graph.concat(sums, 0), [2, 1, 0])
 
@@ -222,47 +237,34 @@ def _layer_norm(call: Call) -> Lowered:
     axes = list(range(len(x.shape) - normalised, len(x.shape)))
     if call.uses_output(1) or call.uses_output(2):
         y, mean, scale = _normalise(call.graph, x, axes, epsilon)
-        return _affine(y, weight, bias), mean, scale
+        return affine(y, weight, bias), mean, scale
     if weight is None or bias is None:
         count = math.prod(_numbers(x.shape[axes[0] :]))
         rows = Rows(math.prod(d if isinstance(d, int) else d.per_row for d in x.shape[: axes[0]]))
-        return _affine(_instance_norm(call.graph, x, (rows, 1, count), epsilon), weight, bias), None, None
+        return affine(instance_norm(call.graph, x, (rows, 1, count), epsilon), weight, bias), None, None
     attributes = {"axis": axes[0], "epsilon": epsilon}
     return call.graph.node("LayerNormalization", [x, weight, bias], [(x.shape, x.dtype)], attributes)[0], None, None
 
 
-@translates(aten.native_group_norm.default)
-def _group_norm(call: Call) -> Lowered:
-    x, groups, epsilon = call.tensor(0), call.argument(6), float(call.argument(7))
-    channels, *spatial = _numbers(x.shape[1:])
-    per_channel = (channels, *(1 for _ in spatial))
-    weight, bias = (
-        None if value is None else call.graph.reshape(value, per_channel)
-        for value in (call.optional(1), call.optional(2))
-    )
-    grouped: Shape = (Rows(1), groups, math.prod([channels, *spatial]) // groups)
-    if call.uses_output(1) or call.uses_output(2):
-        y, mean, scale = _normalise(call.graph, call.graph.reshape(x, grouped), [2], epsilon)
-        flat: Shape = (Rows(1), groups)
-        mean, scale = call.graph.reshape(mean, flat), call.graph.reshape(scale, flat)
-        return _affine(call.graph.reshape(y, x.shape), weight, bias), mean, scale
-    return _affine(_instance_norm(call.graph, x, grouped, epsilon), weight, bias), None, None
-
-
 def _normalise(graph: Graph, x: Value, axes: list[int], epsilon: float) -> tuple[Value, Value, Value]:
     """(x - mean) / sqrt(var + epsilon) with its two statistics, which the backward pass reads."""
+    centred, mean, scale = center(graph, x, axes, epsilon)
+    return centred * scale, mean, scale
+
+
+def center(graph: Graph, x: Value, axes: list[int], epsilon: float) -> tuple[Value, Value, Value]:
+    """What is left of x without its mean, the mean, and 1 / sqrt(var + epsilon), over axes that the statistics keep."""
     mean = graph.reduce("ReduceMean", x, axes, keep=True)
     centred = x - mean
     variance = graph.reduce("ReduceMean", centred * centred, axes, keep=True)
-    scale = graph.elementwise("Reciprocal", (variance + epsilon) ** 0.5)
-    return centred * scale, mean, scale
+    return centred, mean, graph.elementwise("Reciprocal", (variance + epsilon) ** 0.5)
 
 
 # Up to here onnxruntime's InstanceNormalization, which adds up in one float32, stays well inside the tolerance.
 _ONE_SUM = 8192
 
 
-def _instance_norm(graph: Graph, x: Value, grouped: Shape, epsilon: float) -> Value:
+def instance_norm(graph: Graph, x: Value, grouped: Shape, epsilon: float) -> Value:
     """The same in one kernel and without temporaries, where nothing reads the statistics."""
     (groups,), count = _numbers(grouped[1:2]), grouped[2]
     if isinstance(count, int) and count > _ONE_SUM:
@@ -296,7 +298,8 @@ def _normalise_in_two(graph: Graph, x: Value, grouped: Shape, epsilon: float) ->
     return graph.reshape(centred * scale, x.shape)
 
 
-def _affine(y: Value, weight: Value | None, bias: Value | None) -> Value:
+def affine(y: Value, weight: Value | None, bias: Value | None) -> Value:
+    """Multiply by a weight and add a bias, where there is one."""
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 

@@ -48,10 +48,13 @@ def _adaptive_max_pool(call: Call) -> Lowered:
 
 
 def _max_pool_node(call: Call, attributes: dict[str, list[int]]) -> Lowered:
+    values = call.graph.node("MaxPool", [call.tensor(0)], [(call.shape, call.dtype)], attributes)[0]
+    if not call.uses_output(1):
+        return values, None
     outputs = [(call.shape, call.dtype), (call.shape, "int64")]
-    if call.uses_output(1):
-        return call.graph.node("MaxPool", [call.tensor(0)], outputs, attributes)
-    return (*call.graph.node("MaxPool", [call.tensor(0)], outputs[:1], attributes), None)
+    with_places = call.graph.node("MaxPool", [call.tensor(0)], outputs, attributes)
+    # Where the backward pass compares pairs, it does not read the places, and the node that finds them falls away.
+    return values if _pairs(attributes, call.tensor(0).shape, call.shape) else with_places[0], with_places[1]
 
 
 @translates(aten.max_pool2d_with_indices_backward.default)
@@ -69,6 +72,8 @@ def _unpool(call: Call, indices: Value, window: dict[str, list[int]]) -> Value:
     """Send each gradient to where its maximum was. onnxruntime's indices count over the whole tensor."""
     gradient, x = call.tensor(0), call.tensor(1)
     kernel, strides = window["kernel_shape"], window["strides"]
+    if _pairs(window, x.shape, gradient.shape):
+        return _unpool_pairs(call.graph, gradient, x, kernel)
     if _stands_apart(window, x.shape, gradient.shape):
         # Taken from the graph's input: a Shape of `x` would keep `x` alive until here.
         shape = call.graph.shape_tensor(x.shape)
@@ -84,6 +89,58 @@ def _unpool(call: Call, indices: Value, window: dict[str, list[int]]) -> Value:
     return graph.reshape(summed, x.shape)
 
 
+def _pairs(window: dict[str, list[int]], shape: Shape, out: Shape) -> bool:
+    """Whether the windows are pairs of neighbours along one axis or both, and tile the map."""
+    kernel = window["kernel_shape"]
+    return (
+        set(kernel) in ({2}, {1, 2})
+        and kernel == window["strides"]
+        and not any(window["pads"])
+        and window["dilations"] == [1, 1]
+        and _tiles(shape, out, kernel)
+    )
+
+
+def _unpool_pairs(graph: Graph, gradient: Value, x: Value, kernel: Sequence[int]) -> Value:
+    """Send each gradient to where its maximum was, the first of equal ones, by comparing pairs.
+
+    First the pairs along rows, then those along columns: so of equal maxima the first in reading order is taken, as in
+    torch. onnxruntime compares whole maps many times as fast as it finds the places of maxima.
+    """
+    shape, largest = x.shape, x
+    count, width = _entries(x.shape), x.shape[3]
+    if kernel[1] == 2:
+        # Turned, all left ones lie in one stretch and all right ones in another.
+        turned = graph.transpose(graph.reshape(x, (Rows(count // 2), 2)), [1, 0])
+        left, right = graph.slice(turned, 0, 0, 1), graph.slice(turned, 0, 1, 2)
+        is_left, largest = _at_least(graph, left, right), graph.elementwise("Max", left, right)
+        count, width = count // 2, gradient.shape[3]
+    if kernel[0] == 2:
+        assert isinstance(width, int)
+        by_row = graph.reshape(largest, (Rows(count // (2 * width)), 2, width))
+        top, bottom = graph.slice(by_row, 1, 0, 1), graph.slice(by_row, 1, 1, 2)
+        gradient = _handed_on(graph, gradient, _at_least(graph, top, bottom), 1)
+    if kernel[1] == 2:
+        gradient = graph.transpose(_handed_on(graph, gradient, is_left, 0), [1, 0])
+    return graph.reshape(gradient, shape)
+
+
+def _at_least(graph: Graph, first: Value, second: Value) -> Value:
+    """1 where the first number is no less than the second, else 0."""
+    return graph.cast(graph.elementwise("GreaterOrEqual", first, second, dtype="bool"), first.dtype)
+
+
+def _handed_on(graph: Graph, gradient: Value, is_first: Value, axis: int) -> Value:
+    """The gradient where `is_first` is 1, and next to it along an axis the gradient where it is 0."""
+    whole = graph.reshape(gradient, is_first.shape)
+    first = whole * is_first
+    return graph.concat([first, whole - first], axis)
+
+
+def _entries(shape: Shape) -> int:
+    return math.prod(dim if isinstance(dim, int) else dim.per_row for dim in shape)
+
+
 def _stands_apart(window: dict[str, list[int]], shape: Shape, out: Shape) -> bool:
     """Whether no two windows share a place and none hangs over the end, which is all that MaxUnpool can do."""
     kernel, strides = window["kernel_shape"], window["strides"]
@@ -95,7 +152,7 @@ def _stands_apart(window: dict[str, list[int]], shape: Shape, out: Shape) -> boo
 
 
 def _flat(shape: Shape) -> Shape:
-    return (Rows(math.prod(dim if isinstance(dim, int) else dim.per_row for dim in shape)),)
+    return (Rows(_entries(shape)),)
 
 
 # --- average ----------------------------------------------------------------------------------------------------------
@@ -117,13 +174,20 @@ def _average_pool(call: Call) -> Lowered:
     if ceil_mode:
         # onnxruntime versions differ in how they count the windows that hang over the edge.
         return _matrix_pool(call.graph, call.tensor(0), call.shape, kernel, stride, padding, count_pads)
+    x, shape = call.tensor(0), call.shape
+    axes = slice(1 if x.shape[2] == shape[2] == kernel[0] == 1 else 0, None)  # a signal has one axis
     attributes = {
-        "kernel_shape": kernel,
-        "strides": stride,
-        "pads": [*padding, *padding],
+        "kernel_shape": kernel[axes],
+        "strides": stride[axes],
+        "pads": [*padding[axes], *padding[axes]],
         "count_include_pad": int(count_pads),
     }
-    return call.graph.node("AveragePool", [call.tensor(0)], [(call.shape, call.dtype)], attributes)[0]
+    x, pooled = (call.graph.reshape(x, _of_axes(x.shape, axes)), _of_axes(shape, axes))
+    return call.graph.reshape(call.graph.node("AveragePool", [x], [(pooled, call.dtype)], attributes)[0], shape)
+
+
+def _of_axes(shape: Shape, axes: slice) -> Shape:
+    return (*shape[:2], *shape[2:][axes])
 
 
 @translates(aten.avg_pool2d_backward.default)
@@ -157,12 +221,25 @@ def _adaptive_average_pool_backward(call: Call) -> Lowered:
 
 
 def _spread(graph: Graph, gradient: Value, shape: Shape, kernel: Sequence[int]) -> Value:
-    """Hand every entry to its whole window: windows tile the map, so broadcasting does it."""
+    """Hand every entry its share of the window that it stands for, where windows tile the map.
+
+    Along rows by a product with a narrow matrix, which is many times as fast as broadcasting over stretches of a few
+    numbers; from row to row by broadcasting.
+    """
     rows, channels, height, width = gradient.shape
     if kernel == [1, 1]:
         return gradient
-    apart = graph.reshape(gradient * (1.0 / math.prod(kernel)), (rows, channels, height, 1, width, 1))
-    return graph.tile(apart, (kernel[0], 1, kernel[1]), shape)
+    length = shape[3]
+    assert isinstance(width, int)
+    assert isinstance(length, int)
+    shares = np.repeat(np.eye(width, dtype=gradient.dtype), kernel[1], axis=1) / math.prod(kernel)
+    along = graph.constant(shares, gradient.dtype)
+    if height == 1:  # a signal: no more axes than it has where it comes from and goes to
+        gradient = graph.reshape(gradient, (rows, channels, width))
+    wide = graph.node("MatMul", [gradient, along], [((*gradient.shape[:-1], length), gradient.dtype)])[0]
+    if kernel[0] == 1:
+        return graph.reshape(wide, shape)
+    return graph.tile(graph.reshape(wide, (rows, channels, height, 1, length)), (kernel[0], 1), shape)
 
 
 def _matrix_pool(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._decomp import core_aten_decompositions
+from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -127,7 +128,7 @@ def trace_block(
 
     table = {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in native}
     try:
-        with _plain_kernels(block):
+        with _plain_kernels(block), _first_order():
             # Operators in place become ones that are not: a change of a part of a tensor would be lost otherwise.
             pure = torch.func.functionalize(flat, remove="mutations")
             module = make_fx(pure, tracing_mode="fake", decomposition_table=table)(*arguments)
@@ -153,6 +154,20 @@ def trace_block(
         if node.op == "get_attr"
     }
     return TracedBlock(graph=module.graph, inputs=inputs, outputs=tuple(outputs), constants=constants)
+
+
+@contextlib.contextmanager
+def _first_order() -> Iterator[None]:
+    """Let `torch.func.grad` take gradients that are not to be differentiated again, for as long as a trace takes.
+
+    It always takes differentiable ones, for which torch spells some backward operators out in many small ones.
+    """
+    differentiable = eager_transforms._autograd_grad
+    eager_transforms._autograd_grad = lambda outputs, inputs, **_: differentiable(outputs, inputs, create_graph=False)
+    try:
+        yield
+    finally:
+        eager_transforms._autograd_grad = differentiable
 
 
 @contextlib.contextmanager

@@ -38,7 +38,14 @@ class Residual(nn.Module):
 
 NETWORKS = {
     "plain": lambda: [layer(3), *(layer(6) for _ in range(7))],
-    "pooled": lambda: [layer(3, nn.MaxPool2d(2)), layer(6), layer(6, nn.MaxPool2d(2)), layer(6), layer(6)],
+    "pooled": lambda: [
+        layer(3),
+        *(layer(6) for _ in range(6)),
+        layer(6, nn.MaxPool2d(2)),
+        layer(6),
+        layer(6, nn.MaxPool2d(2)),
+        layer(6),
+    ],
     "residual": lambda: [layer(3), LocalBlock(Residual()), LocalBlock(Residual()), layer(6)],
 }
 
