@@ -37,7 +37,7 @@ _DATA_DIR = click.option(
     "--data-dir", type=click.Path(path_type=Path), envvar="EDGEFF_DATA_DIR", help="Folder of known data sets."
 )
 _RUN = click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Take the weights of this run.")
-_THREADS = click.option("--threads", type=int, help="Of onnxruntime. Default: the physical cores, at most 4.")
+_THREADS = click.option("--threads", type=int, help="Of onnxruntime. Default: the fast cores, at most 4.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -461,6 +461,7 @@ def evaluate(
     engine = OnnxRuntime(threads)
     opened = open_artifact(artifact)
     rows = open_checked(data, data_dir, opened.manifest)
+    engine.reserve(max(block.graphs["forward"].arena_bytes(micro_batch) for block in opened.manifest.blocks))
     network = open_network(opened, engine, weights=_weights(opened, run_folder))
     found = run_evaluation(network, rows.x, rows.y, micro_batch=micro_batch)
     if as_json:

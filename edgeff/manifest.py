@@ -115,6 +115,8 @@ class GraphSpec:
         transient: Upper envelope of the bytes alive inside a run beyond inputs and outputs, one moment per stretch of
             micro-batch sizes: the bytes at a micro-batch are the largest over the moments. For `apply`, the numbers
             that it updates in one run stand for the rows.
+        arena: Bytes of one stretch of memory in which all of this finds room, each tensor in the smallest free piece
+            that it fits into.
         work: Arithmetic of a run.
         traffic: Bytes that its nodes read and write in a run, as if nothing stayed in a cache.
     """
@@ -124,6 +126,7 @@ class GraphSpec:
     outputs: tuple[str, ...]
     nodes: int
     transient: tuple[Moment, ...]
+    arena: Line = Line(0, 0)
     work: Work = Work(0, 0)
     traffic: Line = Line(0, 0)
 
@@ -134,6 +137,10 @@ class GraphSpec:
     def transient_bytes(self, rows: int) -> int:
         """Planned bytes alive inside one run at a micro-batch of `rows`, beyond inputs and outputs."""
         return max((line.at(rows) for line in self.transient), default=0)
+
+    def arena_bytes(self, rows: int) -> int:
+        """Planned bytes of the stretch in which one run at a micro-batch of `rows` finds room."""
+        return max(self.arena.at(rows), self.transient_bytes(rows))
 
 
 @dataclass(frozen=True)

@@ -257,13 +257,14 @@ def _names(node: Node) -> tuple[str, ...]:
 
 
 def _graph(node: Node) -> GraphSpec:
-    fields = node.fields("file", "inputs", "outputs", "nodes", "transient", "work", "traffic")
+    fields = node.fields("file", "inputs", "outputs", "nodes", "transient", "arena", "work", "traffic")
     return GraphSpec(
         file=fields["file"].file(),
         inputs=_tuple(fields["inputs"], Node.text),
         outputs=_tuple(fields["outputs"], Node.text),
         nodes=fields["nodes"].integer(),
         transient=_tuple(fields["transient"], _moment),
+        arena=_line(fields["arena"]),
         work=_work(fields["work"]),
         traffic=_line(fields["traffic"]),
     )

@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import nn
 
+from edgeff.export.arena import ROWS, UPDATED_NUMBERS, arena_line
 from edgeff.export.check import Check, check_block
 from edgeff.export.cost import traffic_of, work_of
 from edgeff.export.graphs import BlockGraphs, compile_block
@@ -87,7 +88,7 @@ def described(
         parameters=_specs(graphs.parameters),
         buffers=_specs(graphs.buffers),
         slots=slots(optimizer),
-        graphs={kind: _graph_spec(model, paths[kind]) for kind, model in graphs.models.items()},
+        graphs={kind: _graph_spec(kind, model, paths[kind]) for kind, model in graphs.models.items()},
         objective=block.describe(),  # type: ignore[operator]
     )
     files = {paths[kind]: _serialised(model) for kind, model in graphs.models.items()}
@@ -101,13 +102,14 @@ def _specs(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
     )
 
 
-def _graph_spec(model: onnx.ModelProto, file: str) -> GraphSpec:
+def _graph_spec(kind: GraphKind, model: onnx.ModelProto, file: str) -> GraphSpec:
     return GraphSpec(
         file=file,
         inputs=tuple(value.name for value in model.graph.input),
         outputs=tuple(value.name for value in model.graph.output),
         nodes=len(model.graph.node),
         transient=transient(model),
+        arena=arena_line(model, UPDATED_NUMBERS if kind == "apply" else ROWS),
         work=work_of(model),
         traffic=traffic_of(model),
     )

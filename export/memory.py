@@ -2,14 +2,16 @@
 
 A liveness pass over the nodes in the order in which onnxruntime runs them: a tensor lives from the node that makes it
 to its last reader. Graph inputs and outputs are not counted, since the runtime owns their buffers. Views (a reshape,
-say) share the bytes of what they show. No operator is taken to write over its operand: most kernels (all arithmetic
-among them) never do, and the others only where onnxruntime can prove two shapes equal. What a kernel takes for itself
-while it runs (`edgeff.export.workspace`) is added.
+say) share the bytes of what they show, and so does a Relu that onnxruntime runs inside a convolution or Gemm. No other
+operator is taken to write over its operand: most kernels (all arithmetic among them) never do, and the others only
+where onnxruntime can prove two shapes equal. What a kernel takes for itself while it runs (`edgeff.export.workspace`)
+is added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import onnx
@@ -20,6 +22,8 @@ from edgeff.manifest import HeldTensor, Line, Moment
 
 # Tensors that are named where a graph holds most: more would say nothing new.
 NAMED_TENSORS = 4
+# A Relu that follows one of these becomes a part of it.
+_FUSING = ("Conv", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def tensors_of(model: onnx.ModelProto) -> Tensors:
     nodes = list(model.graph.node)
     known = Known(model)
     inner = [value.name for value in model.graph.value_info]
-    owner = _owners(nodes)
+    owner = _owners(model.graph)
     operator = {name: node.op_type for node in nodes for name in node.output}
     own = {name: number for number, name in enumerate(name for name in inner if owner.get(name, name) == name)}
     made_by = {name: index for index, node in enumerate(nodes) for name in node.output if name}
@@ -98,7 +102,7 @@ def bytes_alive(tensors: Tensors, order: Sequence[int], rows: int) -> list[int]:
     """Bytes alive while each node runs, in an order, at a micro-batch of `rows`."""
     sizes = [one.at(rows) for one in tensors.held]
     own = [line.at(rows) for line in tensors.workspace]
-    last = _last_reads(tensors, order)
+    last = last_reads(tensors, order)
     total, found = 0, []
     for position, node in enumerate(order):
         total += sum(sizes[number] for number in tensors.makes[node])
@@ -108,7 +112,7 @@ def bytes_alive(tensors: Tensors, order: Sequence[int], rows: int) -> list[int]:
 
 
 def _alive(tensors: Tensors, order: Sequence[int]) -> Iterator[list[int]]:
-    last = _last_reads(tensors, order)
+    last = last_reads(tensors, order)
     alive: dict[int, None] = {}
     for position, node in enumerate(order):
         alive |= dict.fromkeys(tensors.makes[node])
@@ -117,7 +121,7 @@ def _alive(tensors: Tensors, order: Sequence[int]) -> Iterator[list[int]]:
             del alive[number]
 
 
-def _last_reads(tensors: Tensors, order: Sequence[int]) -> list[list[int]]:
+def last_reads(tensors: Tensors, order: Sequence[int]) -> list[list[int]]:
     """The tensors that nobody needs after each position of an order."""
     last: dict[int, int] = {}
     for position, node in enumerate(order):
@@ -166,10 +170,22 @@ def envelope(found: Iterable[Moment]) -> tuple[Moment, ...]:
     return tuple(kept)
 
 
-def _owners(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:
+def _owners(graph: onnx.GraphProto) -> dict[str, str]:
     """What each view shows."""
+    given = {value.name for value in graph.output}
+    fused = _fused(graph.node, given)
     owner: dict[str, str] = {}
-    for node in nodes:
-        if node.op_type in VIEWS:
-            owner[node.output[0]] = owner.get(node.input[0], node.input[0])
+    for node in graph.node:
+        name = node.output[0]
+        if name in fused and name in given:  # the caller's bytes: the node before writes into them
+            owner[node.input[0]] = name
+        elif name in fused or node.op_type in VIEWS:
+            owner[name] = owner.get(node.input[0], node.input[0])
     return owner
+
+
+def _fused(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> set[str]:
+    """Results of the Relu nodes that alone read the result before them: onnxruntime makes one node of both."""
+    readers = Counter([*given, *(name for node in nodes for name in node.input)])
+    alone = {node.output[0] for node in nodes if node.op_type in _FUSING and readers[node.output[0]] == 1}
+    return {node.output[0] for node in nodes if node.op_type == "Relu" and node.input[0] in alone}

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from edgeff.export.arena import stretch
 from edgeff.export.memory import Tensors, bytes_alive, run_order, tensors_of
 
 # Rows at which orders are compared, about as many as a small device's micro-batch has.
@@ -46,12 +47,24 @@ def order_for_memory(model: onnx.ModelProto, rows: int = ROWS, visits: int = VIS
 
 def least_memory_order(tensors: Tensors, rows: int, visits: int = VISITS) -> list[int]:
     """Numbers of the nodes in the order in which they are to stand in the file."""
-    branches = _branches(tensors, rows)
-    starts: list[dict[int, list[int]]] = [{}, {_ENDS: _ends_by_depth(tensors)}]
-    first = min(starts, key=lambda start: _cost(tensors, _file_order(tensors, start), rows))
+    ends = _ends_by_depth(tensors)
+    starts: list[_First] = [{}, {_ENDS: ends}, {_ENDS: ends[::-1]}]
+    starts.sort(key=lambda start: _cost(tensors, _file_order(tensors, start), rows))
+    found = []
+    for start in starts:  # a large network's visits are used up by the first
+        one, used = _improved(tensors, rows, start, visits)
+        found.append(one)
+        visits -= used
+        if visits <= 0:
+            break
+    return min(found, key=lambda order: (_cost(tensors, order, rows)[0], stretch(tensors, _run(tensors, order), rows)))
+
+
+def _improved(tensors: Tensors, rows: int, first: _First, visits: int) -> tuple[list[int], int]:
+    """An order that no single change makes better, or as far as `visits` go; and how many were used."""
     order = _file_order(tensors, first)
     best = _cost(tensors, order, rows)
-    choices = [(node, source) for node, sources in branches.items() for source in sources]
+    choices = [(node, source) for node, sources in _branches(tensors, rows).items() for source in sources]
     trials, since_better = 0, 0
     # Round and round, until a whole round brought nothing.
     for node, source in itertools.cycle(choices):
@@ -63,7 +76,7 @@ def least_memory_order(tensors: Tensors, rows: int, visits: int = VISITS) -> lis
         cost = _cost(tensors, trial_order, rows)
         if cost < best:
             first, order, best, since_better = trial, trial_order, cost, 0
-    return order
+    return order, trials * len(order)
 
 
 def _ends_by_depth(tensors: Tensors) -> list[int]:
@@ -100,10 +113,14 @@ def _last(sources: Sequence[int], wanted: Sequence[int]) -> list[int]:
 
 def _cost(tensors: Tensors, order: Sequence[int], rows: int) -> tuple[int, int]:
     """Most bytes alive at once, then the sum over all nodes, so that a step on the way to a lower peak counts too."""
+    alive = bytes_alive(tensors, _run(tensors, order), rows)
+    return max(alive, default=0), sum(alive)
+
+
+def _run(tensors: Tensors, order: Sequence[int]) -> list[int]:
+    """The order in which onnxruntime runs a file's order."""
     place = {node: position for position, node in enumerate(order)}
     sources: list[Sequence[int]] = [()] * len(order)
     for node, own in enumerate(tensors.sources):
         sources[node] = sorted(own, key=place.__getitem__)
-    run = run_order(sources, sorted(tensors.ends, key=place.__getitem__))
-    alive = bytes_alive(tensors, run, rows)
-    return max(alive, default=0), sum(alive)
+    return run_order(sources, sorted(tensors.ends, key=place.__getitem__))

@@ -96,6 +96,7 @@ class Adaptation:
         rows = prepare_rows(self.artifact, self.dataset, self.settings)
         if not resume:
             self.folder.create(self._facts())
+        self.engine.reserve(self.plan.arena_bytes)
         kind = StageRun if self.plan.schedule == "stage" else SweepRun
         yield from kind(self, rows, stop).events()
 
@@ -227,6 +228,7 @@ class _Run:
 
     def _begin_plan(self) -> None:
         """Measure anew, once what the plan before held is gone."""
+        self._run.engine.reserve(self._plan.arena_bytes)
         return_free_memory()
         self._watch.changed()
 
@@ -421,6 +423,7 @@ class StageRun(_Run):
         yield from (Notice(text) for text in notices)
         if notices:  # to run blocks again takes other bytes than were planned
             yield from self._take(self._watch.without_files(self._plan))
+            self._run.engine.reserve(self._plan.arena_bytes)
         return_free_memory()
         return TrainingRows(inputs.of(on_disk, rows.x, block, self._plan), rows.y, rows.order)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec
 
 # Of the order of a small ARM or x86 core; only their proportions matter.
-RUN_SECONDS = 60e-6
-NODE_SECONDS = 1.5e-6
+RUN_SECONDS = 40e-6
+NODE_SECONDS = 2.5e-6
 OPERATIONS_PER_SECOND = 2e10
 CACHED_BYTES_PER_SECOND = 2e10
 BYTES_PER_SECOND = 6e9
@@ -19,26 +19,45 @@ CACHE_BYTES = 4 * 2**20
 # Of an SD card.
 WRITTEN_BYTES_PER_SECOND = 2e7
 READ_BYTES_PER_SECOND = 8e7
+# Of what a run's nodes write, where the system gives memory for it anew: each page is zeroed and mapped once more.
+NEW_BYTES_PER_SECOND = 4e9
+_WRITTEN = 1 / 3
 
 
-def run_seconds(graph: GraphSpec, rows: int, threads: int = 1) -> float:
-    """One run of a graph."""
+def run_seconds(graph: GraphSpec, rows: int, *, threads: int = 1, arena: bool = True) -> float:
+    """One run of a graph.
+
+    Args:
+        graph: To run.
+        rows: Its micro-batch.
+        threads: Of the engine.
+        arena: It runs in memory that is kept between runs.
+    """
     arithmetic = graph.work.at(rows) / (OPERATIONS_PER_SECOND * threads)
     speed = CACHED_BYTES_PER_SECOND if graph.transient_bytes(rows) <= CACHE_BYTES else BYTES_PER_SECOND
-    return RUN_SECONDS + NODE_SECONDS * graph.nodes + arithmetic + graph.traffic.at(rows) / speed
+    traffic = graph.traffic.at(rows)
+    new = 0 if arena else _WRITTEN * traffic / NEW_BYTES_PER_SECOND
+    return RUN_SECONDS + NODE_SECONDS * graph.nodes + arithmetic + traffic / speed + new
 
 
 def update_seconds(
-    block: BlockSpec, graphs: Iterable[GraphKind], micro_batch: int, batch_size: int, threads: int = 1
+    block: BlockSpec,
+    graphs: Iterable[GraphKind],
+    micro_batch: int,
+    batch_size: int,
+    *,
+    threads: int = 1,
+    arena: bool = True,
 ) -> float:
-    """One batch through a block, in micro-batches, with its update."""
+    """One batch through a block, in micro-batches, with its update; for the rest see `run_seconds`."""
     total = 0.0
     for kind in graphs:
         graph = block.graphs[kind]
         if kind == "apply":
-            total += RUN_SECONDS + graph.traffic.at(block.parameter_bytes // 4) / BYTES_PER_SECOND
+            # In pieces, whose temporaries stay in a cache.
+            total += RUN_SECONDS + graph.traffic.at(block.parameter_bytes // 4) / CACHED_BYTES_PER_SECOND
         else:
-            total += -(-batch_size // micro_batch) * run_seconds(graph, micro_batch, threads)
+            total += -(-batch_size // micro_batch) * run_seconds(graph, micro_batch, threads=threads, arena=arena)
     return total
 
 

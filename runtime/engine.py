@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,12 +17,14 @@ from numpy.typing import NDArray
 
 from edgeff.errors import EngineError
 from edgeff.manifest import GraphSpec
+from edgeff.runtime.cores import fast_cores
 
 Array = NDArray[Any]
 
 # More threads than this help no model small enough to train on a device, and each costs memory in every session.
 MAX_DEFAULT_THREADS = 4
 _ERRORS_ONLY = 3
+_FLOAT_BYTES = 4
 
 _DTYPES = {
     "tensor(bool)": "bool",
@@ -38,12 +39,21 @@ _DTYPES = {
     "tensor(double)": "float64",
 }
 
-# An ONNX model (IR 8, opset 13) of one node, y = Identity(x), float32 [1]; tests/test_engine.py builds the same bytes.
-# Running it brings onnxruntime's own start-up (kernel registry, schemas, its code) into memory.
-_IDENTITY_MODEL = (
-    b'\x08\x08:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05startZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+# An ONNX model (IR 8, opset 13): y = ReduceMax(ConstantOfShape(n)), n int64 [1], y float32 []; tests/test_engine.py
+# builds the same bytes. Running it brings onnxruntime's own start-up (kernel registry, schemas, its code) into memory,
+# and takes 4 n bytes at once.
+_ZEROS_MODEL = (
+    b'\x08\x08:l\n\x1b\n\x01n\x12\x05zeros"\x0fConstantOfShape\n&\n\x05zeros\x12\x01y"\tReduceMax*\x0f\n\x08keepdims\x18\x00'
+    b"\xa0\x01\x02\x12\x07reserveZ\x0f\n\x01n\x12\n\n\x08\x08\x07\x12\x04\n\x02\x08\x01b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
 )
+# Stretches are as long as what they are needed for, and go back when they are empty and that is asked for; pieces are
+# divided to fit. By itself, an arena doubles and keeps.
+_ARENA = {"max_mem": 0, "arena_extend_strategy": 1, "max_dead_bytes_per_chunk": 256}
+# Taken beyond what is asked for: for tensors of a few bytes whose size the exporter did not know, which would otherwise
+# need a stretch of their own.
+ARENA_MARGIN = 64 * 1024
+# onnxruntime allows one arena in a process, and it cannot be made anew.
+_arena_registered = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,13 @@ class Engine(Protocol):
     def threads(self) -> int:
         """Threads that one operator may use."""
 
+    def reserve(self, size: int) -> None:
+        """Keep a stretch of memory in which the graphs run that are loaded from now on, one at a time.
+
+        Args:
+            size: Bytes (`Plan.arena_bytes`); 0 gives back what is kept: each run takes what it needs from the system.
+        """
+
     def load(self, model: bytes, name: str) -> Graph:
         """Load a graph.
 
@@ -123,7 +140,7 @@ class OnnxRuntime:
     """The engine of an ordinary onnxruntime, on the CPU.
 
     Args:
-        threads: Threads for one operator; None for the physical cores this process may use, at most 4.
+        threads: Threads for one operator; None for the fast physical cores this process may use, at most 4.
 
     Raises:
         EngineError: onnxruntime is not installed, or `threads` is below 1.
@@ -134,9 +151,9 @@ class OnnxRuntime:
             raise EngineError(f"`{threads}` threads cannot run anything, needed 1 or more")
         self._module = _import_onnxruntime()
         self._native = _Native(self._module)
-        self._threads = threads or min(physical_cores(), MAX_DEFAULT_THREADS)
-        one = np.zeros(1, np.float32)
-        self.load(_IDENTITY_MODEL, "start").bind({"x": one, "y": one.copy()}).run()
+        self._threads = threads or min(fast_cores(), MAX_DEFAULT_THREADS)
+        self._in_arena = False
+        self._take_zeros(1)
 
     @property
     def name(self) -> str:
@@ -148,7 +165,17 @@ class OnnxRuntime:
         """Threads that one operator may use."""
         return self._threads
 
-    def load(self, model: bytes, name: str) -> Graph:
+    def reserve(self, size: int) -> None:
+        """Keep an arena for graphs; see `Engine.reserve`. What they need beyond it is added as it is needed."""
+        if self._in_arena:
+            self._take_zeros(1, self._native.shrinking)
+        self._in_arena = size > 0
+        if size:
+            self._native.register_arena()
+            # Taken in one piece: of several, none can use what lies free in another.
+            self._take_zeros(-(-(size + ARENA_MARGIN) // _FLOAT_BYTES))
+
+    def load(self, model: bytes, name: str) -> _Session:
         """Make a session from the bytes of an ONNX file; see `Engine.load`."""
         try:
             session = self._module.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"])
@@ -159,13 +186,24 @@ class OnnxRuntime:
             ) from error
         return _Session(session, self._native, name)
 
+    def _take_zeros(self, count: int, options: Any = None) -> None:
+        """Run a graph that takes so many float32 numbers for a moment."""
+        arrays: dict[str, Array] = {"n": np.array([count], np.int64), "y": np.zeros((), np.float32)}
+        self.load(_ZEROS_MODEL, "reserve").bind(arrays).run(options)
+
     def _options(self) -> Any:
         options = self._module.SessionOptions()
-        # The arena keeps what it ever took; with the allocator's thresholds set, plain malloc returns it after each
-        # run.
-        options.enable_cpu_mem_arena = False
+        # A session's own arena keeps what it ever took, twice of what is needed. Without, plain malloc with the
+        # allocator's thresholds set returns everything after each run, and the system has to zero it for the next.
+        options.enable_cpu_mem_arena = self._in_arena
+        if self._in_arena:
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            # Constants would lie in it for as long as their session, between the pieces of every run.
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         # A pattern packs a run's tensors into one block: measured, the same peak, less where a run ends early.
         options.enable_mem_pattern = False
+        # To reuse a tensor's piece for one of the same size, it would be kept for as long as no such tensor comes.
+        options.enable_mem_reuse = False
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
@@ -187,7 +225,7 @@ class _Session:
         self._given_names = [port.name for port in self.outputs]
         self._given_devices = [native.device] * len(self.outputs)
 
-    def bind(self, arrays: Mapping[str, Array]) -> Call:
+    def bind(self, arrays: Mapping[str, Array]) -> _BoundSession:
         # Vectors of values, not an `IOBinding`: that keeps every name several times, 11.7 KiB for 21 arrays where these
         # take 5.4, and a deep network has a call for each block.
         values: dict[tuple[str, tuple[int, ...]], tuple[Array, Any]] = {}
@@ -197,11 +235,11 @@ class _Session:
         held = tuple([array for array, _ in values.values()])
         return _BoundSession(self, self._native.vector(taken), self._native.vector(given), held)
 
-    def run(self, taken: Any, given: Any) -> None:
+    def run(self, taken: Any, given: Any, options: Any = None) -> None:
         """Run on values in the order of inputs and outputs."""
         try:
             self._session.run_with_ortvaluevector(
-                self._native.options, self._taken_names, taken, self._given_names, given, self._given_devices
+                options or self._native.options, self._taken_names, taken, self._given_names, given, self._given_devices
             )
         except Exception as error:
             raise EngineError(f"onnxruntime failed in `{self._name}`: {_first_line(error)}") from error
@@ -244,8 +282,8 @@ class _BoundSession:
     given: Any
     held: tuple[Array, ...]  # the values have bare addresses: the arrays must not go while they live
 
-    def run(self) -> None:
-        self.session.run(self.taken, self.given)
+    def run(self, options: Any = None) -> None:
+        self.session.run(self.taken, self.given, options)
 
 
 class _Native:
@@ -253,12 +291,22 @@ class _Native:
 
     def __init__(self, module: Any) -> None:
         self._state = module.capi._pybind_state
-        self.options = module.RunOptions()
+        self.options, self.shrinking = module.RunOptions(), module.RunOptions()
+        self.shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.device = self._state.OrtDevice(self._state.OrtDevice.cpu(), self._state.OrtDevice.default_memory(), 0)
 
     def value(self, array: Array) -> Any:
         """An array as the engine takes it, without a copy."""
         return self._state.OrtValue.ortvalue_from_numpy(array, self.device)
+
+    def register_arena(self) -> None:
+        """Give this process its arena, if it has none."""
+        global _arena_registered
+        if not _arena_registered:
+            state = self._state
+            place = state.OrtMemoryInfo("Cpu", state.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, state.OrtMemType.DEFAULT)
+            state.create_and_register_allocator(place, state.OrtArenaCfg(_ARENA))
+            _arena_registered = True
 
     def vector(self, values: Sequence[Any]) -> Any:
         """Several of them."""
@@ -284,24 +332,6 @@ def check_graph(graph: Graph, spec: GraphSpec) -> None:
                 f"`{spec.file}` {state} {role} `{wrong[0]}`",
                 hint="the graph is not the one the manifest describes: export the model again",
             )
-
-
-def physical_cores() -> int:
-    """Physical cores this process may use; logical ones where the system does not tell."""
-    usable = _usable_cpus()
-    try:
-        siblings = {
-            Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in usable
-        }
-    except OSError:
-        return len(usable)
-    return len(siblings)
-
-
-def _usable_cpus() -> Sequence[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return range(os.cpu_count() or 1)
 
 
 def _import_onnxruntime() -> Any:

@@ -6,15 +6,16 @@ much as its largest phase. Of the plans that fit a budget the fastest by `edgeff
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, Manifest
 from edgeff.runtime.buffers import buffer_bytes, filling_bytes
 from edgeff.runtime.cost import disk_seconds, run_seconds, update_seconds
+from edgeff.runtime.engine import ARENA_MARGIN
 from edgeff.runtime.memory import ALIGNMENT
 from edgeff.units import format_bytes
 
@@ -41,7 +42,7 @@ THREAD_BYTES = 80 * 1024
 # numpy's, Python's; how much depends on what the system has cached), and 0.5 to 1.7 MiB of Python objects, of heap that
 # cannot be returned, and of Python's table of names, which may double at any time: as much as was seen of both at once,
 # with a guard, replay rows and checkpoints.
-PROCESS_BYTES = 17 * MIB // 4
+PROCESS_BYTES = 4 * MIB
 # And for each block: views of its arrays, what the manifest says of it alone, a bound call; 21 KiB with 5 parameters.
 BLOCK_BYTES = 28 * 1024
 # Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
@@ -160,6 +161,8 @@ class Plan:
         epoch_seconds: Estimate of one pass over the rows (of all blocks), good for comparing plans only.
         written_bytes: To disk in such a pass, checkpoints left out.
         read_bytes: From disk.
+        arena_bytes: Of the stretch of memory that is kept for graphs to run in; 0 where each run takes what it needs
+            from the system and returns it, which holds fewer bytes and takes longer.
     """
 
     schedule: Schedule
@@ -173,6 +176,7 @@ class Plan:
     epoch_seconds: float = 0.0
     written_bytes: int = 0
     read_bytes: int = 0
+    arena_bytes: int = 0
 
     @property
     def evaluation_rows(self) -> int:
@@ -216,6 +220,7 @@ class Request:
         updates: `fused`: a batch runs at once and every weight is updated as soon as its gradient is there.
             `accumulated`: gradients are summed first. None for what is best.
         returning_bytes: Program code that was given back before the start and comes back while training.
+        arena: Whether memory may be kept for graphs to run in; where it may, and fits, it is.
     """
 
     batch_size: int
@@ -232,6 +237,7 @@ class Request:
     micro_batch: int | None = None
     updates: Updates | None = None
     returning_bytes: int = 0
+    arena: bool = True
 
     def __post_init__(self) -> None:
         if self.budget_bytes is not None and self.budget_bytes <= 0:
@@ -267,7 +273,7 @@ def plan(manifest: Manifest, request: Request) -> Plan:
 
 def smallest_budget(manifest: Manifest, request: Request) -> int:
     """The smallest budget for which `plan` finds a plan, whatever budget the request names."""
-    free = dataclasses.replace(request, budget_bytes=None, prefer="memory")
+    free = replace(request, budget_bytes=None, prefer="memory")
     found = [one for schedule in _schedules(request) for one in _plans(manifest, free, schedule) if _fits(one, free)]
     return min((one.planned_bytes for one in found), default=0)
 
@@ -289,9 +295,10 @@ def session_bytes(graph: GraphSpec, threads: int = 1) -> int:
     return SESSION_BYTES + NODE_BYTES * graph.nodes + THREAD_BYTES * (threads - 1)
 
 
-def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int) -> int:
-    """Bytes alive inside one run of a graph."""
-    return graph.transient_bytes(APPLY_NUMBERS if kind == "apply" else micro_batch)
+def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int, *, arena: bool) -> int:
+    """Bytes that one run of a graph needs: those alive inside it, or the stretch in which they find room."""
+    rows = APPLY_NUMBERS if kind == "apply" else micro_batch
+    return graph.arena_bytes(rows) if arena else graph.transient_bytes(rows)
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
@@ -299,13 +306,15 @@ def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int) -
 
 def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
     """Everything that could be done, from which the best is chosen."""
-    for rows in [request.micro_batch] if request.micro_batch else micro_batches(request.batch_size):
+    sizes = [request.micro_batch] if request.micro_batch else micro_batches(request.batch_size)
+    for rows, arena in product(sizes, (True, False) if request.arena else (False,)):
         for whole in _wholes(request, rows):
+            one = replace(request, arena=arena)
             if schedule == "sweep":
-                yield _sweep(manifest, request, rows, whole)
+                yield _sweep(manifest, one, rows, whole)
             else:
                 for features in _features(request):
-                    yield _stage(manifest, request, rows, whole, features)
+                    yield _stage(manifest, one, rows, whole, features)
 
 
 def _schedules(request: Request) -> Sequence[Schedule]:
@@ -332,15 +341,16 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
         base += _arrays(block, _is_trained(block, request), graphs)
     training = base + Bytes(graphs=_sessions(manifest, enumerate(kinds), request.threads))
     evaluating = base + Bytes(graphs=_sessions(manifest, enumerate([("forward",)] * len(kinds)), request.threads))
-    left = None if request.budget_bytes is None else request.budget_bytes - training.total
-    sizes = [
-        _micro_batch(block, graphs, rows, left, whole, request)
-        for block, graphs in zip(manifest.blocks, kinds, strict=True)
-    ]
-    blocks = _block_plans(manifest, request, kinds, sizes)
     filling = filling_bytes(manifest, rows)
-    inside = max(filling, *(block.transient_bytes for block in blocks))
-    forward = max(filling, *(_forward_transient(block, min(sizes)) for block in manifest.blocks))
+    if request.arena:
+        left = _left(request, max(training.total, evaluating.total) + filling)
+    else:
+        left = _left(request, training.total)
+    sizes = _micro_batches(manifest, kinds, rows, left, whole, request)
+    blocks = _block_plans(manifest, request, kinds, sizes)
+    inside = max(block.transient_bytes for block in blocks)
+    forward = max(block.forward_transient_bytes for block in blocks)
+    arena = max(inside, forward) if request.arena else 0
     return Plan(
         schedule="sweep",
         batch_size=request.batch_size,
@@ -348,9 +358,10 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
         budget_bytes=request.budget_bytes,
         blocks=blocks,
         phases=(
-            Phase("train", training + Bytes(activations=inside)),
-            Phase("evaluate", evaluating + Bytes(activations=forward)),
+            Phase("train", training + Bytes(activations=_beside(arena, filling, inside))),
+            Phase("evaluate", evaluating + Bytes(activations=_beside(arena, filling, forward))),
         ),
+        arena_bytes=arena,
         epoch_seconds=_updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks))),
     )
 
@@ -369,14 +380,13 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
             graphs=_sessions(manifest, [(index, kinds[index])], request.threads),
             activations=buffer_bytes(manifest, rows, first=index, last=index),
         )
-        left = None if request.budget_bytes is None else request.budget_bytes - resident.total
-        size = _micro_batch(block, kinds[index], rows, left, whole, request)
+        size = _micro_batch(block, kinds[index], rows, _left(request, resident.total), whole, request)
         sizes.append(size)
         if trains:
             # One after another: the blocks before run, what they give is copied, the block trains.
             copied = filling_bytes(manifest, rows, first=index)
             filling = Bytes(activations=round(copied * (READ_COPIES[features] if index else 1)))
-            training = Bytes(activations=_transient(block, kinds[index], size))
+            training = Bytes(activations=0 if request.arena else _transient(block, kinds[index], size, request))
             phases.append(Phase(f"train {block.name}", resident + max(running, filling, training, key=_total)))
             if features != "rerun" and index:
                 kept, running = _prefix(manifest, index, rows, request)
@@ -384,7 +394,11 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
                 phases.append(Phase(f"features for {block.name}", base + kept + max(running, writing, key=_total)))
     kept, running = _prefix(manifest, len(manifest.blocks), rows, request)
     phases.append(Phase("evaluate", base + kept + running))
+    if request.arena:  # it is there in all phases
+        left = _left(request, max(one.resident.total for one in phases))
+        sizes = _micro_batches(manifest, kinds, rows, left, whole, request)
     blocks = _block_plans(manifest, request, kinds, sizes)
+    arena = _stage_arena(manifest, blocks, rows) if request.arena else 0
     disk, written, read = _traffic(manifest, request, features)
     seconds = _updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks)))
     return Plan(
@@ -393,13 +407,38 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
         micro_batch=rows,
         budget_bytes=request.budget_bytes,
         blocks=blocks,
-        phases=tuple(phases),
+        phases=tuple(Phase(one.name, one.resident + Bytes(activations=arena_cost(arena))) for one in phases),
         features=features,
         disk_bytes=disk,
         epoch_seconds=seconds + disk_seconds(written, read) + _prefix_seconds(manifest, request, rows, features),
         written_bytes=written,
         read_bytes=read,
+        arena_bytes=arena,
     )
+
+
+def _stage_arena(manifest: Manifest, blocks: Sequence[BlockPlan], rows: int) -> int:
+    """The stretch in which each block's training graphs find room, and forward passes of `rows` rows."""
+    forward = max(block.graphs["forward"].arena_bytes(rows) for block in manifest.blocks)
+    return max(forward, *(part.transient_bytes for part in blocks))
+
+
+def _beside(arena: int, filling: int, inside: int) -> int:
+    """The most at once of what fills the buffers and what runs after it: an arena is there all the while."""
+    return arena_cost(arena) + filling if arena else max(filling, inside)
+
+
+def arena_cost(size: int) -> int:
+    """Bytes of an arena of `size` bytes with its margin and its list of pieces: a pointer for every 256 bytes."""
+    return (size + ARENA_MARGIN) * 33 // 32 if size else 0
+
+
+def _left(request: Request, taken: int) -> int | None:
+    """Bytes that graphs may run in beside what is taken; None for no limit."""
+    if request.budget_bytes is None:
+        return None
+    left = request.budget_bytes - taken
+    return left * 32 // 33 - ARENA_MARGIN if request.arena else left  # `arena_cost` the other way round
 
 
 def _prefix(manifest: Manifest, stop: int, rows: int, request: Request) -> tuple[Bytes, Bytes]:
@@ -410,8 +449,9 @@ def _prefix(manifest: Manifest, stop: int, rows: int, request: Request) -> tuple
     graphs = _sessions(manifest, enumerate([("forward",)] * stop), request.threads)
     kept = Bytes(graphs=graphs, activations=buffer_bytes(manifest, rows, last=stop - 1))
     weights = max(block.weight_bytes for block in before)  # one block at a time
-    inside = max(filling_bytes(manifest, rows), *(_forward_transient(block, rows) for block in before))
-    return kept, Bytes(weights=weights, activations=inside)
+    filling = filling_bytes(manifest, rows)
+    inside = 0 if request.arena else max(_forward_transient(block, rows, request) for block in before)
+    return kept, Bytes(weights=weights, activations=max(filling, inside))
 
 
 def _total(one: Bytes) -> int:
@@ -437,9 +477,9 @@ def _block_plans(
                 gradient_bytes=arrays.gradients,
                 state_bytes=arrays.state,
                 session_bytes=_new_sessions(block, graphs, seen, request.threads),
-                transient_bytes=_transient(block, graphs, size),
+                transient_bytes=_transient(block, graphs, size, request),
                 forward_session_bytes=_new_sessions(block, ("forward",), seen_forward, request.threads),
-                forward_transient_bytes=_forward_transient(block, min(sizes)),
+                forward_transient_bytes=_forward_transient(block, min(sizes), request),
             )
         )
     return tuple(found)
@@ -456,6 +496,19 @@ def _arrays(block: BlockSpec, trained: bool, graphs: Collection[GraphKind]) -> B
     )
 
 
+def _micro_batches(
+    manifest: Manifest,
+    kinds: Sequence[Sequence[GraphKind]],
+    rows: int,
+    left: int | None,
+    whole: bool,
+    request: Request,
+) -> list[int]:
+    """Of each block, where all have the same left."""
+    pairs = zip(manifest.blocks, kinds, strict=True)
+    return [_micro_batch(block, graphs, rows, left, whole, request) for block, graphs in pairs]
+
+
 def _micro_batch(
     block: BlockSpec, graphs: Sequence[GraphKind], rows: int, left: int | None, whole: bool, request: Request
 ) -> int:
@@ -468,18 +521,21 @@ def _micro_batch(
         own = cap - arrays - sum(session_bytes(block.graphs[kind], request.threads) for kind in graphs)
         left = own if left is None else min(left, own)
     sizes = [size for size in micro_batches(rows) if rows % size == 0]
-    fitting = [size for size in sizes if left is None or _transient(block, graphs, size) <= left]
+    fitting = [size for size in sizes if left is None or _transient(block, graphs, size, request) <= left]
     if request.prefer == "memory" or not fitting:
         return sizes[-1]
-    return min(fitting, key=lambda size: update_seconds(block, graphs, size, request.batch_size, request.threads))
+    return min(fitting, key=lambda size: _seconds(block, graphs, size, request))
 
 
-def _transient(block: BlockSpec, graphs: Iterable[GraphKind], micro_batch: int) -> int:
-    return max((graph_transient_bytes(block.graphs[kind], kind, micro_batch) for kind in graphs), default=0)
+def _transient(block: BlockSpec, graphs: Iterable[GraphKind], micro_batch: int, request: Request) -> int:
+    return max(
+        (graph_transient_bytes(block.graphs[kind], kind, micro_batch, arena=request.arena) for kind in graphs),
+        default=0,
+    )
 
 
-def _forward_transient(block: BlockSpec, micro_batch: int) -> int:
-    return block.graphs["forward"].transient_bytes(micro_batch)
+def _forward_transient(block: BlockSpec, micro_batch: int, request: Request) -> int:
+    return graph_transient_bytes(block.graphs["forward"], "forward", micro_batch, arena=request.arena)
 
 
 def _sessions(manifest: Manifest, used: Iterable[tuple[int, Iterable[GraphKind]]], threads: int) -> int:
@@ -531,7 +587,11 @@ def _updates(request: Request) -> int:
 
 
 def _update_seconds(block: BlockSpec, part: BlockPlan, request: Request) -> float:
-    return update_seconds(block, part.graphs, part.micro_batch, request.batch_size, request.threads)
+    return _seconds(block, part.graphs, part.micro_batch, request)
+
+
+def _seconds(block: BlockSpec, graphs: Sequence[GraphKind], micro_batch: int, request: Request) -> float:
+    return update_seconds(block, graphs, micro_batch, request.batch_size, threads=request.threads, arena=request.arena)
 
 
 def _traffic(manifest: Manifest, request: Request, features: Features) -> tuple[int, int, int]:
@@ -554,7 +614,8 @@ def _file_bytes(block: BlockSpec, features: Features) -> int:
 
 def _prefix_seconds(manifest: Manifest, request: Request, rows: int, features: Features) -> float:
     """Running the blocks before each trained one: once for every row and epoch, or once to write a file."""
-    forward = [run_seconds(block.graphs["forward"], rows, request.threads) / rows for block in manifest.blocks]
+    graphs = [block.graphs["forward"] for block in manifest.blocks]
+    forward = [run_seconds(graph, rows, threads=request.threads, arena=request.arena) / rows for graph in graphs]
     inputs = [index for index, block in _numbered(manifest) if index and _is_trained(block, request)]
     if features == "rerun":
         return request.rows * sum(sum(forward[:index]) for index in inputs)
@@ -596,9 +657,7 @@ def _with_block_budgets(chosen: Plan, request: Request) -> Plan:
             for block in chosen.blocks
         ]
     pairs = zip(chosen.blocks, budgets, strict=True)
-    return dataclasses.replace(
-        chosen, blocks=tuple(dataclasses.replace(block, budget_bytes=budget) for block, budget in pairs)
-    )
+    return replace(chosen, blocks=tuple(replace(block, budget_bytes=budget) for block, budget in pairs))
 
 
 def _slack(chosen: Plan, block: BlockPlan) -> int:
@@ -618,7 +677,7 @@ def _check_block_budgets(manifest: Manifest, request: Request) -> None:
 
 
 def _nothing_fits(manifest: Manifest, request: Request) -> BudgetError:
-    free = dataclasses.replace(request, budget_bytes=None, prefer="memory")
+    free = replace(request, budget_bytes=None, prefer="memory")
     plans = [one for schedule in _schedules(request) for one in _plans(manifest, free, schedule)]
     on_disk = [one for one in plans if one.features == "rerun" or one.disk_bytes <= request.disk_bytes]
     if not on_disk:

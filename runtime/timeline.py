@@ -15,7 +15,7 @@ from itertools import groupby
 from edgeff.manifest import BlockSpec, Manifest
 from edgeff.runtime.buffers import filling_bytes
 from edgeff.runtime.cost import run_seconds, update_seconds
-from edgeff.runtime.plan import BlockPlan, Bytes, Phase, Plan, graph_transient_bytes
+from edgeff.runtime.plan import BlockPlan, Bytes, Phase, Plan, arena_cost, graph_transient_bytes
 
 # More bars than this nobody tells apart on a screen.
 MAX_BARS = 200
@@ -154,9 +154,8 @@ class _Clock:
     def sweep(self) -> _Act:
         phase = self._phase("train")
         parts = [pair for pair in self._pairs() if pair[1].graphs]
-        inside = max(
-            [filling_bytes(self.manifest, self.plan.micro_batch), *(part.transient_bytes for _, part in parts)]
-        )
+        filling = filling_bytes(self.manifest, self.plan.micro_batch)
+        inside = self._beside(filling, [part.transient_bytes for _, part in parts])
         cycles = tuple(self._chain(parts, rows) for rows in self.passes * self._micro_batches())
         return _Act("train", _less(phase.resident, inside), cycles, self._applies(parts))
 
@@ -169,15 +168,19 @@ class _Clock:
         block, part = pairs[index]
         phase = self._phase(f"train {block.name}")
         before = [spec for spec, _ in pairs[:index]] if self.plan.features == "rerun" else []
-        inside = max(part.transient_bytes, filling_bytes(self.manifest, rows, first=index))
-        if before:
-            forward = max(spec.graphs["forward"].transient_bytes(rows) for spec in before)
-            inside = max(inside, forward, filling_bytes(self.manifest, rows))
+        filling = max(filling_bytes(self.manifest, rows, first=first) for first in {index, 0 if before else index})
+        forward = [spec.graphs["forward"].transient_bytes(rows) for spec in before]
+        inside = self._beside(filling, [part.transient_bytes, *forward])
         cycles = tuple(
             (*(self._bar(spec, "forward", size) for spec in before), *self._chain([pairs[index]], size))
             for size in self._micro_batches()
         )
         return _Act(phase.name, _less(phase.resident, inside), cycles, self._applies([pairs[index]]))
+
+    def _beside(self, filling: int, inside: Sequence[int]) -> int:
+        """What comes and goes: in turns, or beside an arena, of which a run's bar is the part that it uses."""
+        arena = self.plan.arena_bytes
+        return arena_cost(arena) + filling if arena else max(filling, *inside)
 
     def _pairs(self) -> list[tuple[BlockSpec, BlockPlan]]:
         return list(zip(self.manifest.blocks, self.plan.blocks, strict=True))
@@ -200,7 +203,7 @@ class _Clock:
 
     def _bar(self, spec: BlockSpec, kind: str, rows: int) -> Bar:
         graph = spec.graphs[kind]  # type: ignore[index]  # a plan has kinds of graphs only
-        seconds = run_seconds(graph, rows, self.threads)
+        seconds = run_seconds(graph, rows, threads=self.threads, arena=bool(self.plan.arena_bytes))
         return Bar(spec.name, spec.name, kind, rows, seconds, graph.transient_bytes(rows))
 
     def _applies(self, pairs: Sequence[tuple[BlockSpec, BlockPlan]]) -> tuple[Bar, ...]:
@@ -211,8 +214,8 @@ class _Clock:
                 spec.name,
                 "apply",
                 0,
-                update_seconds(spec, ("apply",), part.micro_batch, batch, self.threads),
-                graph_transient_bytes(spec.graphs["apply"], "apply", part.micro_batch),
+                update_seconds(spec, ("apply",), part.micro_batch, batch, threads=self.threads),
+                graph_transient_bytes(spec.graphs["apply"], "apply", part.micro_batch, arena=False),
             )
             for spec, part in pairs
             if "apply" in part.graphs[1:]

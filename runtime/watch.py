@@ -73,11 +73,12 @@ class Watch:
         Raises:
             BudgetError: None fits the budget.
         """
-        self._request = replace(self._request, features="rerun", schedule=current.schedule)
+        self._request = replace(self._request, features="rerun", schedule=current.schedule, arena=False)
         return Change(plan(self._manifest, self._request), "features cannot be kept in files")
 
     def _for_budget(self, current: Plan, budget: int) -> Change:
-        self._request = replace(self._request, budget_bytes=budget, schedule=current.schedule)
+        # What an arena has taken goes back at once, but never more than once: from here on no plan keeps one.
+        self._request = replace(self._request, budget_bytes=budget, schedule=current.schedule, arena=False)
         try:
             found = plan(self._manifest, self._request)
         except BudgetError as error:
@@ -107,7 +108,9 @@ class Watch:
             return None
         wanted = int(_SMALLER * current.planned_bytes)
         try:
-            found = plan(self._manifest, replace(self._request, budget_bytes=wanted, schedule=current.schedule))
+            found = plan(
+                self._manifest, replace(self._request, budget_bytes=wanted, schedule=current.schedule, arena=False)
+            )
         except BudgetError:
             self._nothing_below = current
             return None

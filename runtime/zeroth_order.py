@@ -8,7 +8,7 @@ beside weights and one forward pass. It learns little from scratch; it stands he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,18 @@ from edgeff.runtime.buffers import Buffers, allocate_buffers, buffer_bytes, fill
 from edgeff.runtime.cost import run_seconds
 from edgeff.runtime.network import Chain, Graphs, Network
 from edgeff.runtime.order import even_parts
-from edgeff.runtime.plan import BlockPlan, Bytes, Phase, Plan, Request, micro_batches, process_bytes, session_bytes
+from edgeff.runtime.plan import (
+    BlockPlan,
+    Bytes,
+    Phase,
+    Plan,
+    Request,
+    arena_cost,
+    graph_transient_bytes,
+    micro_batches,
+    process_bytes,
+    session_bytes,
+)
 from edgeff.units import format_bytes
 
 # Numbers of a direction that are drawn at once: they stay in a cache.
@@ -108,7 +119,11 @@ def plan_zeroth_order(manifest: Manifest, request: Request) -> Plan:
         BudgetError: Nothing fits.
     """
     sizes = [request.micro_batch] if request.micro_batch else list(micro_batches(request.batch_size))
-    plans = [_plan(manifest, request, size) for size in sizes]
+    plans = [
+        _plan(manifest, replace(request, arena=arena), size)
+        for size in sizes
+        for arena in ((True, False) if request.arena else (False,))
+    ]
     budget = request.budget_bytes
     fitting = [one for one in plans if budget is None or one.planned_bytes <= budget]
     if not fitting:
@@ -126,7 +141,9 @@ def _plan(manifest: Manifest, request: Request, rows: int) -> Plan:
     forward = block.graphs["forward"]
     sessions = session_bytes(forward, request.threads)
     drawn = 2 * 4 * min(_DRAWN, max(spec.nbytes // 4 for spec in block.parameters))
-    inside = max(forward.transient_bytes(rows), filling_bytes(manifest, rows), drawn)
+    needed = graph_transient_bytes(forward, "forward", rows, arena=request.arena)
+    beside = max(filling_bytes(manifest, rows), drawn)
+    inside = arena_cost(needed) + beside if request.arena else max(needed, beside)
     resident = Bytes(
         weights=block.weight_bytes,
         activations=buffer_bytes(manifest, rows) + inside,
@@ -135,7 +152,8 @@ def _plan(manifest: Manifest, request: Request, rows: int) -> Plan:
         process=process_bytes(manifest, request),
     )
     runs = 2 * -(-request.batch_size // rows)
-    seconds = runs * run_seconds(forward, rows, request.threads) + 3 * _DRAW_SECONDS * block.parameter_bytes / 4
+    seconds = runs * run_seconds(forward, rows, threads=request.threads, arena=request.arena)
+    seconds += 3 * _DRAW_SECONDS * block.parameter_bytes / 4
     return Plan(
         schedule="sweep",
         batch_size=request.batch_size,
@@ -158,4 +176,5 @@ def _plan(manifest: Manifest, request: Request, rows: int) -> Plan:
         ),
         phases=(Phase("train", resident),),
         epoch_seconds=-(-request.rows // request.batch_size) * seconds,
+        arena_bytes=needed if request.arena else 0,
     )

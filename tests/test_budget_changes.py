@@ -23,6 +23,7 @@ from edgeff.runtime.events import Finished, Notice, Replanned
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.plan import plan, smallest_budget
 from edgeff.runtime.settings import AdaptSettings
+from edgeff.runtime.stage_inputs import StageInputs
 from edgeff.runtime.trainer import Progress
 
 SETTINGS = AdaptSettings(epochs=2, batch_size=8, learning_rate=0.1, guard_fraction=0.25, seed=3)
@@ -139,6 +140,57 @@ def stop_after(count: int) -> Callable[[], bool]:
 MODES = [("sweep", ""), ("stage", "rerun"), ("stage", "float32")]
 
 
+class NotedEngine(OnnxRuntime):
+    """Notes what it is asked to reserve, and how many graphs it had loaded by then."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[int, int]] = []
+        self.loaded = 0
+        super().__init__(1)
+
+    def reserve(self, size: int) -> None:
+        self.noted.append((size, self.loaded))
+        super().reserve(size)
+
+    def load(self, model: bytes, name: str) -> Any:
+        self.loaded += name != "reserve"
+        return super().load(model, name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_arena_of_a_plan_is_reserved_before_any_graph_is_loaded_and_given_back_with_the_plan(
+    make_run: MakeRun, tmp_path: Path, mode: tuple[str, str]
+) -> None:
+    engine = NotedEngine()
+    run = replace(make_run("run", mode), engine=engine)
+    assert run.plan.arena_bytes > 0
+    loaded: list[int] = []
+
+    def lower() -> None:
+        loaded.append(engine.loaded)
+        write(tmp_path / "control.json", f'{{"budget": {smallest_of(run)}}}')
+
+    events = drive(run, {2: lower})
+    (changed,) = [event for event in events if isinstance(event, Replanned)]
+    assert changed.plan.arena_bytes == 0
+    assert [size for size, _ in engine.noted] == [run.plan.arena_bytes, 0]
+    assert [before for _, before in engine.noted] == [0, loaded[0]]
+    assert engine.loaded > loaded[0]  # the new plan's graphs come after
+    assert isinstance(events[-1], Finished)
+
+
+def test_where_no_features_can_be_written_the_arena_is_given_back_before_blocks_run_again(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = NotedEngine()
+    run = replace(make_run("run", ("stage", "float32")), engine=engine)
+    assert run.plan.arena_bytes > 0
+    monkeypatch.setattr(StageInputs, "prepare", lambda *_: ["no room"])
+    events = list(run.run())
+    assert any(isinstance(event, Replanned) for event in events)
+    assert [size for size, _ in engine.noted][:2] == [run.plan.arena_bytes, 0]
+
+
 @pytest.mark.parametrize(
     ("mode", "after"), [*itertools.product(MODES, (1, 3, 5, 8)), *itertools.product(MODES[1:], (10, 12, 25))]
 )
@@ -179,7 +231,8 @@ def test_a_budget_that_is_raised_again_brings_the_faster_plan_back(
     events = drive(run, acts)
     assert isinstance(events[-1], Finished)
     small, large = (event.plan for event in events if isinstance(event, Replanned))
-    assert large == run.plan
+    # But for the arena: once a budget has changed none is kept.
+    assert large == plan(run.artifact.manifest, replace(run.request, arena=False))
     sizes = [event.micro_batch for event in events if isinstance(event, Progress)]
     assert sizes[:5] == [large.micro_batch] * 2 + [small.micro_batch] * 2 + [large.micro_batch]
     control.unlink()

@@ -1,8 +1,9 @@
 """The bytes that `edgeff.export.memory` finds in a graph, counted again in another way.
 
 Here nothing is read from shapes that the exporter wrote: onnxruntime runs every graph, and every inner tensor is taken
-out and weighed. Then allocation and release are acted out, by counting who still has to read a tensor. The order of the
-nodes, in which both count, is held against the one in which onnxruntime says that it ran them.
+out and weighed. Then allocation and release are acted out, by counting who still has to read a tensor. Which nodes are
+run as one is read from the graph that onnxruntime makes of it. The order of the nodes, in which both count, is held
+against the one in which onnxruntime says that it ran them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import json
 import math
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,6 +102,20 @@ def all_tensors(model: onnx.ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
     return {**feeds, **constants, **dict(zip(names, map(np.asarray, found), strict=True))}
 
 
+def run_as_one(model: onnx.ModelProto) -> dict[str, str]:
+    """What a convolution or Gemm gives that onnxruntime runs with the Relu after it: its own name -> the Relu's."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "made.onnx"))
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        made = onnx.load(options.optimized_model_filepath)
+    relus = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Relu"}
+    results = [node.output[0] for node in made.graph.node if node.op_type in ("FusedConv", "FusedGemm")]
+    return {relus[name]: name for name in results if name in relus}
+
+
 def workspace(node: onnx.NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
     """What a kernel takes for itself: a convolution unfolds its input, one of rows by stripes; Where lays out both."""
     attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
@@ -120,25 +136,27 @@ def workspace(node: onnx.NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
 
 def most_alive(model: onnx.ModelProto, order: Sequence[int], tensors: Mapping[str, np.ndarray]) -> int:
     """The most bytes held at once, by acting the run out; what the caller owns is not counted."""
-    nodes = list(model.graph.node)
+    nodes, joined = list(model.graph.node), run_as_one(model)
+    done = set(joined.values())  # by the node before
+    reads = [[] if node.output[0] in done else [name for name in node.input if name] for node in nodes]
+    makes = [[joined.get(name, name) for name in node.output if name and name not in done] for node in nodes]
     owned = {value.name for value in [*model.graph.input, *model.graph.output]}
     owned |= {one.name for one in model.graph.initializer}
-    shown = {name: name for node in nodes for name in [*node.input, *node.output]}
+    shown = {name: name for names in [*reads, *makes] for name in names}
     for node in nodes:
         if node.op_type in VIEWS:
             shown[node.output[0]] = shown[node.input[0]]
     described = {value.name for value in model.graph.value_info} | owned
-    readers = Counter(shown[name] for node in nodes for name in node.input if name)
+    readers = Counter(shown[name] for names in reads for name in names)
     held: dict[str, int] = {}
     most = 0
     for number in order:
-        node = nodes[number]
-        for name in node.output:
-            if name and name not in owned and shown[name] == name:
+        for name in makes[number]:
+            if name not in owned and shown[name] == name:
                 assert name in described or tensors[name].nbytes <= ORDERING_BYTES
                 held[name] = tensors[name].nbytes if name in described else 0
-        most = max(most, sum(held.values()) + workspace(node, tensors))
-        readers.subtract(shown[name] for name in node.input if name)
+        most = max(most, sum(held.values()) + workspace(nodes[number], tensors))
+        readers.subtract(shown[name] for name in reads[number])
         for name in [name for name in held if not readers[name]]:
             del held[name]
     return most
@@ -185,6 +203,57 @@ def test_random_blocks_hold_what_is_alive_when_they_run(drawn: Drawn, spec: Opti
     case = Case(lambda: drawn.layers, drawn.shape, tokens=drawn.input_dtype == "int64")
     block = block_of(drawn.layers, drawn.shape, input_dtype=drawn.input_dtype)
     assert_counts_agree(compiled(block, spec, input_dtype=drawn.input_dtype), case, spec)
+
+
+def relu_blocks() -> onnx.ModelProto:
+    """Convolutions and a Gemm with a Relu each; of one the Relu, of one its own result is given to the caller."""
+
+    def described(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    def conv(source: str, weight: str, result: str) -> onnx.NodeProto:
+        return helper.make_node("Conv", [source, weight], [result], kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1])
+
+    nodes = [
+        conv("x", "w1", "conv1"),
+        helper.make_node("Relu", ["conv1"], ["handover"]),
+        conv("handover", "w2", "conv2"),
+        helper.make_node("Relu", ["conv2"], ["relu2"]),
+        conv("relu2", "w3", "loss"),
+        helper.make_node("Relu", ["loss"], ["relu3"]),
+        helper.make_node("Mul", ["relu2", "relu3"], ["product"]),
+        helper.make_node("ReduceMean", ["product"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("Gemm", ["means", "w4"], ["gemm"]),
+        helper.make_node("Relu", ["gemm"], ["relu4"]),
+        helper.make_node("Neg", ["relu4"], ["log_probabilities"]),
+    ]
+    weights = [described("w1", 6, 2, 3, 3), *(described(f"w{number}", 6, 6, 3, 3) for number in (2, 3))]
+    maps = [described(name, "N", 6, 9, 9) for name in ("conv1", "conv2", "relu2", "relu3", "product")]
+    flat = [described(name, "N", 6) for name in ("means", "gemm", "relu4")]
+    given = [*(described(name, "N", 6, 9, 9) for name in ("loss", "handover")), described("log_probabilities", "N", 6)]
+    graph = helper.make_graph(
+        nodes,
+        "relus",
+        [described("x", "N", 2, 9, 9), *weights, described("w4", 6, 6)],
+        given,
+        value_info=[*maps, *flat],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_relu_takes_no_bytes_of_its_own_where_onnxruntime_runs_it_with_the_node_before() -> None:
+    model = relu_blocks()
+    assert run_as_one(model) == {"conv1": "handover", "conv2": "relu2", "gemm": "relu4"}
+    read, moments = tensors_of(model), transient(model)
+    assert [one.name for one in read.held] == ["conv2", "relu3", "product", "means", "gemm"]
+    for rows in ROWS:
+        draw = np.random.default_rng(0)
+        sizes = [[dim.dim_value or rows for dim in value.type.tensor_type.shape.dim] for value in model.graph.input]
+        feeds = {
+            one.name: draw.standard_normal(size, np.float32) for one, size in zip(model.graph.input, sizes, strict=True)
+        }
+        expected = most_alive(model, run_order(read.sources, read.ends), all_tensors(model, feeds))
+        assert max(one.at(rows) for one in moments) == expected
 
 
 @pytest.mark.parametrize("environment", ["device_python", "old_python"])

@@ -75,6 +75,7 @@ def block_graphs(name, parameters, buffers, optimizer, *, last):
             outputs=tuple(outputs),
             nodes=7,
             transient=(Moment(640, 1088, (HeldTensor("relu_1", "Relu", 0, 1024),)),),
+            arena=Line(1024, 1280),
             work=Work(0, 9216),
             traffic=Line(2048, 4096),
         )
@@ -450,6 +451,12 @@ BROKEN = [
         (*STEP, "transient"),
         [{"fixed_bytes": 0, "row_bytes": -4, "tensors": []}],
         "`blocks[0].graphs.step.transient[0].row_bytes` must be a whole number, 0 or more, got `-4`",
+    ),
+    (
+        "M27",
+        (*STEP, "arena", "fixed_bytes"),
+        0.5,
+        "`blocks[0].graphs.step.arena.fixed_bytes` must be a whole number, 0 or more, got `0.5`",
     ),
     (
         "M28",
@@ -864,6 +871,13 @@ def test_every_must_of_the_specification_has_a_test():
     assert rules
     assert rules == {f"M{number}" for number in range(1, len(rules) + 1)}
     assert sorted(rules - tested) == []
+
+
+def test_an_arena_is_never_smaller_than_what_is_alive_in_it():
+    graph = tiny_manifest().blocks[0].graphs["step"]
+    assert (graph.transient_bytes(4), graph.arena_bytes(4)) == (640 + 4 * 1088, 1024 + 4 * 1280)
+    for low in (Line(0, 0), Line(4000, 0)):
+        assert dataclasses.replace(graph, arena=low).arena_bytes(4) == graph.transient_bytes(4)
 
 
 def test_the_examples_of_the_specification_are_lines_of_the_golden_manifest():

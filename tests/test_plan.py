@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_artifact import CLASSES, FEATURES, Tiny, make_manifest
 
 from edgeff.errors import BudgetError
-from edgeff.manifest import HeldTensor, Manifest, Moment
+from edgeff.manifest import HeldTensor, Line, Manifest, Moment
 from edgeff.runtime.buffers import allocate_buffers, buffer_bytes, filling_bytes
 from edgeff.runtime.memory import allocate_memory
 from edgeff.runtime.plan import (
@@ -49,6 +50,16 @@ def manifest_with(
         parameters = (replace(block.parameters[0], shape=(inputs, CLASSES)), block.parameters[1])
         blocks.append(replace(block, graphs=graphs, parameters=parameters))
     return replace(BASE, blocks=tuple(blocks))
+
+
+def with_arenas(manifest: Manifest, times: float = 1.5) -> Manifest:
+    """Each graph finds room in so many times the bytes alive in it."""
+    blocks = []
+    for block in manifest.blocks:
+        arenas = {kind: Line(0, round(times * graph.transient[0].row_bytes)) for kind, graph in block.graphs.items()}
+        graphs = {kind: replace(graph, arena=arenas[kind]) for kind, graph in block.graphs.items()}
+        blocks.append(replace(block, graphs=graphs))
+    return replace(manifest, blocks=tuple(blocks))
 
 
 def planned(manifest: Manifest, **request: Any) -> Plan:
@@ -129,6 +140,75 @@ def test_blocks_that_are_not_trained_only_run_forward_and_those_behind_the_last_
 def test_each_thread_beyond_the_first_costs_a_stack_in_every_session() -> None:
     graph = BASE.blocks[0].graphs["step"]
     assert session_bytes(graph, 3) - session_bytes(graph, 1) == 2 * 80 * 1024
+
+
+# --- arena ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["sweep", "stage"])
+def test_memory_is_kept_for_graphs_where_the_budget_has_room_and_given_back_after_each_run_where_not(
+    schedule: str,
+) -> None:
+    manifest = with_arenas(manifest_with(row_bytes=(200_000, 100_000, 50_000)))
+    fixed = {"schedule": schedule, "micro_batch": 4}
+    kept, returned = planned(manifest, **fixed), planned(manifest, **fixed, arena=False)
+    assert (kept.arena_bytes, returned.arena_bytes) == (4 * 300_000, 0)
+    assert kept.epoch_seconds < returned.epoch_seconds
+    assert kept.planned_bytes > returned.planned_bytes
+    enough = kept.planned_bytes
+    assert planned(manifest, **fixed, budget_bytes=enough).arena_bytes == kept.arena_bytes
+    tight = planned(manifest, **fixed, budget_bytes=enough - 1)
+    assert (tight.arena_bytes, tight.planned_bytes) == (0, returned.planned_bytes)
+
+
+def test_where_memory_is_preferred_none_is_kept() -> None:
+    manifest = with_arenas(manifest_with(row_bytes=(100_000, 50_000, 25_000)))
+    for schedule in ("sweep", "stage"):
+        small, least = (planned(manifest, schedule=schedule, prefer="memory", arena=one) for one in (True, False))
+        assert small == least
+        assert small.arena_bytes == 0
+
+
+def test_an_arena_is_there_in_every_phase_of_a_sweep_beside_what_fills_the_buffers() -> None:
+    """With 64 KiB for what is not known before, and a pointer for every 256 bytes."""
+    manifest = with_arenas(manifest_with(row_bytes=(100_000, 50_000, 25_000)))
+    found = planned(manifest, micro_batch=4, updates="accumulated")
+    arena = max(4 * 150_000, 12 * APPLY_NUMBERS)
+    assert found.arena_bytes == arena
+    expected = (arena + 65536) * 33 // 32 + filling_bytes(manifest, 4) + buffer_bytes(manifest, 4)
+    assert [phase.resident.activations for phase in found.phases] == [expected, expected]
+
+
+def test_an_arena_has_room_for_the_forward_passes_of_evaluations() -> None:
+    """In a sweep they take as many rows as the smallest micro-batch of a block, in a stage as many as any."""
+    manifest = with_arenas(manifest_with(row_bytes=(1000, 1000, 1000)))
+    head = manifest.blocks[0]
+    forward = replace(head.graphs["forward"], transient=(Moment(0, 2_000_000),), arena=Line(0, 3_000_000))
+    manifest = replace(
+        manifest, blocks=(replace(head, graphs=head.graphs | {"forward": forward}), *manifest.blocks[1:])
+    )
+    for schedule in ("sweep", "stage"):
+        assert planned(manifest, schedule=schedule, micro_batch=2).arena_bytes == 6_000_000
+
+
+@pytest.mark.parametrize("schedule", ["sweep", "stage"])
+def test_where_an_arena_just_fails_to_fit_a_block_takes_a_smaller_part_and_the_others_do_not(schedule: str) -> None:
+    """New memory costs much here, so that an arena is kept wherever one fits; the second block's weights are large."""
+    manifest = with_arenas(manifest_with(row_bytes=(400_000, 1000, 64), weights=(6, 60_000, 6)))
+    blocks = []
+    for block in manifest.blocks:
+        graphs = {kind: replace(one, traffic=Line(0, 4_000_000)) for kind, one in block.graphs.items()}
+        graphs["forward"] = replace(graphs["forward"], transient=(Moment(0, 64),), arena=Line(0, 64))
+        blocks.append(replace(block, graphs=graphs))
+    manifest = replace(manifest, blocks=tuple(blocks))
+    request = Request(batch_size=8, schedule=schedule, features="rerun", updates="accumulated")  # type: ignore[arg-type]
+    least = smallest_budget(manifest, request)
+    budgets = range(least, least + 8 * MIB, 20_000)
+    found = [plan(manifest, replace(request, budget_bytes=budget)) for budget in budgets]
+    assert {bool(one.arena_bytes) for one in found} == {True, False}
+    assert (8, [4, 8, 8]) in [(one.micro_batch, [part.micro_batch for part in one.blocks]) for one in found]
+    for tight, roomy in itertools.pairwise(found):
+        assert roomy.epoch_seconds <= tight.epoch_seconds * (1 + 1e-9)
 
 
 # --- stage ------------------------------------------------------------------------------------------------------------

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from tiny_artifact import CLASSES, Tiny, make_manifest
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, Line, Manifest, Moment, TensorSpec, Work
-from edgeff.runtime.plan import Plan, Request, plan, smallest_budget
+from edgeff.runtime.plan import APPLY_NUMBERS, Plan, Request, plan, smallest_budget
 
 MIB = 2**20
 BYTES = st.integers(0, 300_000)
@@ -38,6 +39,9 @@ def graphs(draw: st.DrawFn, block: BlockSpec, shared: bool) -> dict[GraphKind, G
             file=f"all.{kind}.onnx" if shared else graph.file,
             nodes=draw(st.integers(1, 400)),
             transient=(Moment(0, draw(st.integers(0, 24))),) if kind == "apply" else tuple(moments),
+            arena=Line(0, draw(st.integers(0, 32)))
+            if kind == "apply"
+            else Line(draw(BYTES), draw(st.integers(0, 90_000))),
             work=Work(0, draw(st.integers(0, 10**7))),
             traffic=Line(draw(BYTES), draw(BYTES)),
         )
@@ -103,6 +107,47 @@ def assert_fits(found: Plan, request: Request) -> None:
 def test_a_plan_that_is_found_fits(one: Asked, room: int) -> None:
     request = replace(one.request, budget_bytes=smallest_budget(one.manifest, one.request) + room)
     assert_fits(plan(one.manifest, request), request)
+
+
+def bytes_of_runs(one: Asked, found: Plan) -> list[int]:
+    """The stretch that each run of a graph needs, while training and in evaluations."""
+    parts = list(zip(one.manifest.blocks, found.blocks, strict=True))
+    training = [
+        block.graphs[kind].arena_bytes(APPLY_NUMBERS if kind == "apply" else part.micro_batch)
+        for block, part in parts
+        for kind in part.graphs
+    ]
+    return training + [block.graphs["forward"].arena_bytes(found.evaluation_rows) for block, _ in parts]
+
+
+@given(asked(), st.sampled_from([MIB, 4 * MIB, None]))
+@settings(deadline=None, max_examples=80)
+def test_an_arena_has_room_for_every_run_and_is_there_in_every_phase(one: Asked, room: int | None) -> None:
+    budget = None if room is None else smallest_budget(one.manifest, one.request) + room
+    found = plan(one.manifest, replace(one.request, budget_bytes=budget, prefer="speed"))
+    event(f"arena {bool(found.arena_bytes)}")
+    if not found.arena_bytes:
+        return
+    assert found.arena_bytes == max(bytes_of_runs(one, found))
+    count = len(one.manifest.blocks)
+    for phase in found.phases:
+        first = 0
+        if phase.name.startswith("train "):
+            first = next(number for number in range(count) if one.manifest.blocks[number].name == phase.name[6:])
+        filling = 4 * found.micro_batch * math.prod(one.manifest.blocks[first].input.shape)
+        assert phase.resident.activations >= found.arena_bytes * 33 // 32 + filling, phase.name
+
+
+@given(asked(), st.integers(0, 16 * MIB))
+@settings(deadline=None, max_examples=50)
+def test_where_an_arena_is_not_allowed_there_is_none_and_the_plan_is_no_faster(one: Asked, room: int) -> None:
+    request = replace(one.request, budget_bytes=smallest_budget(one.manifest, one.request) + room)
+    allowed, without = (plan(one.manifest, replace(request, arena=arena)) for arena in (True, False))
+    assert without.arena_bytes == 0
+    if request.prefer == "speed" and allowed.schedule == without.schedule:
+        assert allowed.epoch_seconds <= without.epoch_seconds
+    if request.prefer == "memory":
+        assert allowed.planned_bytes <= without.planned_bytes
 
 
 @given(asked())

@@ -219,10 +219,10 @@ def test_one_device_is_shown_in_full() -> None:
     report = measured(report_of(LARGE, planner=planner), planner)
     heading, methods, blocks = device_texts(report, report.devices[0])
     assert heading == "pi-zero-2w (Raspberry Pi Zero 2 W): budget ~181 MiB, floor 57.2 MiB"
-    figures = "yes 4 4.88 MiB 2.44 MiB 0.50 70 MiB 100 ~0.15 ms 2 blocks at once; fastest; fewest bytes"
+    figures = "yes 4 4.95 MiB 2.47 MiB 0.50 70 MiB 100 ~0.12 ms 2 blocks at once; fastest; fewest bytes"
     assert squeezed(methods)[0] == "method fits micro-batch planned measured ratio floor here rows/s update details"
     assert squeezed(methods)[2:] == [f"sweep {figures}", f"bp {figures}"]
-    assert squeezed(blocks)[2] == "sweep conv1 4 216 B - 384 B 4.88 KiB 128 KiB 133 KiB 66.5 KiB 176 MiB"
+    assert squeezed(blocks)[2] == "sweep conv1 4 216 B - 384 B 6 KiB 128 KiB 134 KiB 67 KiB 176 MiB"
     assert [line.split()[:2] for line in squeezed(blocks)[2:]] == [
         ["sweep", "conv1"],
         ["sweep", "head"],
@@ -263,7 +263,7 @@ def test_what_was_measured_is_listed_once_with_floor_and_total() -> None:
     report = measured(report_of(LARGE, replace(LARGE, id="another"), planner=planner), planner)
     lines = squeezed(report_text(report, details=False).split("\n\n")[-1])
     assert lines[0] == "measured here micro-batch planned measured ratio floor total rows/s devices"
-    assert lines[2] == "sweep 4 4.88 MiB 2.44 MiB 0.50 70 MiB 72.4 MiB 100 2"
+    assert lines[2] == "sweep 4 4.95 MiB 2.47 MiB 0.50 70 MiB 72.5 MiB 100 2"
 
 
 def test_details_tell_schedule_parts_and_what_was_measured_otherwise() -> None:

@@ -222,7 +222,7 @@ def test_a_bar_that_dwarfs_the_others_is_cut_and_said_to_be() -> None:
 def test_measured_stands_beside_planned(tree: Node) -> None:
     large = next(tree.all("article", class_="device"))
     assert len(list(large.all("div", class_="at"))) == 6
-    assert "2.44 MiB (×0.50)" in large.words()
+    assert "2.47 MiB (×0.50)" in large.words()
     assert "Measured for each byte planned" in tree.words()
     assert "Measured for each byte planned" not in Tree(page_of(LARGE)).root.words()
 

@@ -8,14 +8,24 @@ import pytest
 from report_cases import golden
 
 from edgeff.manifest import GraphSpec, Line, Manifest, Moment, Work
-from edgeff.runtime.plan import Plan, Request, plan
+from edgeff.runtime.buffers import filling_bytes
+from edgeff.runtime.plan import Plan, Request, arena_cost, plan
 from edgeff.runtime.timeline import Bar, Timeline, timeline
 
 BATCH = 8
 
 
 def graph(kind: str, fixed: int, per_row: int) -> GraphSpec:
-    return GraphSpec(f"{kind}.onnx", (), (), 10, (Moment(fixed, per_row),), Work(0, 1_000_000), Line(0, 4096))
+    return GraphSpec(
+        file=f"{kind}.onnx",
+        inputs=(),
+        outputs=(),
+        nodes=10,
+        transient=(Moment(fixed, per_row),),
+        arena=Line(fixed, per_row + per_row // 2),
+        work=Work(0, 1_000_000),
+        traffic=Line(0, 4096),
+    )
 
 
 def network(blocks: int = 2) -> Manifest:
@@ -95,34 +105,52 @@ def test_a_block_with_a_smaller_micro_batch_runs_on_parts() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
-def test_the_highest_moment_of_a_sweep_is_what_the_plan_says_of_training(micro_batch: int) -> None:
+def test_the_highest_moment_of_a_sweep_without_an_arena_is_what_the_plan_says_of_training(micro_batch: int) -> None:
     manifest = network()
-    made = planned(manifest, micro_batch=micro_batch)
+    made = planned(manifest, micro_batch=micro_batch, arena=False)
     assert timeline(manifest, made).peak_bytes == made.training_bytes
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 8])
+@pytest.mark.parametrize("schedule", ["sweep", "stage"])
+def test_of_an_arena_only_what_runs_use_is_drawn(schedule: str, micro_batch: int) -> None:
+    manifest = network()
+    made = planned(manifest, schedule, micro_batch=micro_batch)
+    assert made.arena_bytes == 12_000 * micro_batch
+    totals = {phase.name: phase.resident.total for phase in made.phases}
+    for number, stretch in enumerate(timeline(manifest, made).stretches):
+        filling = filling_bytes(manifest, micro_batch, first=number if made.features == "float32" else 0)
+        assert stretch.resident.total == totals[stretch.phase] - arena_cost(made.arena_bytes) - filling
+        largest = max(bar.bytes for bar in stretch.bars)
+        assert stretch.peak_bytes == stretch.resident.total + largest < totals[stretch.phase]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
 def test_no_moment_of_a_stage_is_above_the_plan_of_its_phase(micro_batch: int) -> None:
     manifest = network()
-    made = planned(manifest, "stage", micro_batch=micro_batch)
+    made = planned(manifest, "stage", micro_batch=micro_batch, arena=False)
     totals = {phase.name: phase.resident.total for phase in made.phases}
     for stretch in timeline(manifest, made).stretches:
         assert stretch.resident.total < stretch.peak_bytes <= totals[stretch.phase]
 
 
-def test_what_a_run_holds_is_not_counted_as_resident_too() -> None:
+@pytest.mark.parametrize("arena", [True, False])
+def test_what_a_run_holds_is_not_counted_as_resident_too(arena: bool) -> None:
     manifest = network()
-    made = planned(manifest, micro_batch=4)
+    made = planned(manifest, micro_batch=4, arena=arena)
     stretch = timeline(manifest, made).stretches[0]
     assert [bar.bytes for bar in stretch.bars[:2]] == [16_000, 32_000]
     largest = next(phase for phase in made.phases if phase.name == "train").resident
-    assert stretch.resident.activations == largest.activations - 32_000
+    inside = arena_cost(48_000) + filling_bytes(manifest, 4) if arena else 32_000
+    assert stretch.resident.activations == largest.activations - inside
     assert stretch.resident.weights == largest.weights
 
 
-def test_all_runs_together_take_as_long_as_the_plan_says_of_one_batch() -> None:
+@pytest.mark.parametrize("arena", [True, False])
+def test_all_runs_together_take_as_long_as_the_plan_says_of_one_batch(arena: bool) -> None:
     manifest = network()
-    made = planned(manifest, micro_batch=2)
+    made = planned(manifest, micro_batch=2, arena=arena)
+    assert bool(made.arena_bytes) == arena
     assert timeline(manifest, made).seconds == pytest.approx(made.epoch_seconds)
 
 

@@ -151,6 +151,29 @@ def test_a_budget_that_is_raised_brings_a_faster_plan() -> None:
     assert change.plan.epoch_seconds < current.epoch_seconds
 
 
+@pytest.mark.parametrize("budget", [12 * MIB, 48 * MIB, 256 * MIB])
+def test_once_the_budget_has_changed_no_plan_keeps_an_arena(budget: int) -> None:
+    """Whichever way it changed, and whatever comes after."""
+    budgets = iter([budget, None, budget + MIB])
+    watch, current, _ = watching(64 * MIB, lambda: next(budgets))
+    assert current.arena_bytes > 0
+    first = watch.look(current)
+    assert first is not None
+    assert (first.plan.arena_bytes, watch.look(first.plan)) == (0, None)
+    second = watch.look(first.plan)
+    assert second is not None
+    assert second.plan.arena_bytes == 0
+
+
+def test_a_smaller_plan_for_want_of_room_keeps_no_arena() -> None:
+    watch, current, process = watching(64 * MIB)
+    assert current.arena_bytes > 0
+    process.takes(64 * MIB - 1000)
+    change = watch.look(current)
+    assert change is not None
+    assert change.plan.arena_bytes == 0
+
+
 def test_a_budget_into_which_nothing_fits_is_refused() -> None:
     watch, current, _ = watching(64 * MIB, lambda: 1000)
     with pytest.raises(BudgetError, match=r"^the budget is 1,?000 B now: the run needs [\d,]+ bytes, ") as caught:
@@ -163,7 +186,9 @@ def test_files_that_cannot_be_written_bring_a_plan_that_runs_blocks_again_from_t
     request = Request(batch_size=32, budget_bytes=64 * MIB, schedule="stage", features="float32", disk_bytes=1 << 30)
     watch, current = Watch(manifest(), request, None), plan(manifest(), request)
     assert current.features == "float32"
-    assert watch.without_files(current).plan.features == "rerun"
+    assert current.arena_bytes > 0
+    without = watch.without_files(current).plan
+    assert (without.features, without.arena_bytes) == ("rerun", 0)
     tight = replace(request, budget_bytes=smallest_budget(manifest(), request))
     assert smallest_budget(manifest(), replace(request, features="rerun")) > smallest_budget(manifest(), request)
     with pytest.raises(BudgetError):
