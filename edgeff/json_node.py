@@ -47,7 +47,7 @@ class _Sharing:
     """Makes equal values of a document one object, as they are parsed: the alike blocks of a deep network are many.
 
     A value is known by its type and by which objects it is made of, not by `==`, for which `1`, `1.0` and `True` are
-    one.
+    one, and `0.0` and `-0.0`.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class _Sharing:
         if isinstance(value, list):
             value = [self._shared(item) for item in value]
             return self._seen.setdefault((list, *map(id, value)), value)
-        return self._seen.setdefault((type(value), value), value)
+        return self._seen.setdefault((type(value), repr(value) if isinstance(value, float) else value), value)
 
 
 def parse_json(text: str, name: str) -> Node:

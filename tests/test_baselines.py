@@ -283,9 +283,11 @@ def test_the_slope_is_that_of_the_gradient_along_the_direction(artifact: Artifac
     assert found.slope == pytest.approx(slope, rel=0.05, abs=2e-3)
 
 
-def test_checkpointed_graphs_are_smaller_in_the_manifest(artifact: Artifact) -> None:
+def test_checkpointed_graphs_compute_more_and_hold_no_more_in_the_manifest(artifact: Artifact) -> None:
+    # The first block alone decides what this small network holds; test_checkpointing.py has deeper ones.
     kinds = {name: artifact.baseline(name).manifest.blocks[0].graphs["accumulate"] for name in BASELINES}
-    assert kinds[CHECKPOINTED].transient_bytes(8) < kinds[PLAIN].transient_bytes(8)
+    assert kinds[CHECKPOINTED].nodes > kinds[PLAIN].nodes
+    assert kinds[CHECKPOINTED].transient_bytes(8) <= kinds[PLAIN].transient_bytes(8)
     forward = {artifact.baseline(name).manifest.blocks[0].graphs["forward"].file for name in BASELINES}
     assert len(forward) == 1  # what is the same is stored once
 

@@ -240,7 +240,9 @@ def test_our_own_row_is_the_median_of_what_the_measuring_module_prints(
     own = audit_own.own_row("sweep", 128, 4, tmp_path)
     assert (own["training_bytes"], own["planned_bytes"], own["runtime"]) == (5, 50, "onnxruntime 1.32.0")
     assert len(asked) == 3
-    assert " ".join(asked[0]).endswith("artifact --method sweep --batch 128 --micro-batch 4 --threads 1")
+    assert " ".join(asked[0]).endswith(
+        "artifact --method sweep --batch 128 --micro-batch 4 --threads 1 --prefer memory"
+    )
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------

@@ -79,9 +79,14 @@ def test_a_total_budget_that_leaves_too_little_names_one_that_works(
     def train(budget: str) -> CompletedProcess[str]:
         return run_device("-m", "edgeff", *arguments(made, tmp_path / "run", "--budget", budget, "--total", "--json"))
 
-    floor = re.search(r"takes ([\d.]+) MiB", train("1MiB").stderr)
-    assert floor
-    message, hint = refused(train(f"{float(floor[1]) + 4}MiB"))
+    def too_little() -> CompletedProcess[str]:
+        floor = re.search(r"takes ([\d.]+) MiB", train("1MiB").stderr)
+        assert floor
+        return train(f"{float(floor[1]) + 2}MiB")
+
+    # What can be given back of the floor depends on what other processes use of it at the time.
+    tries = (too_little() for _ in range(4))
+    message, hint = refused(next(done for done in tries if done.returncode))
     assert re.match(
         r"beside [\d.]+ MiB of the process itself the run needs [\d,]+ bytes, the budget is [\d,]+; ", message
     )

@@ -915,3 +915,10 @@ def test_every_key_is_in_the_specification(vocabulary):
 
 if __name__ == "__main__":
     GOLDEN.write_text(to_json(tiny_manifest()), encoding="utf-8")
+
+
+def test_numbers_that_are_equal_but_not_the_same_stay_what_they_are():
+    parts = parse_json('[0.0, -0.0, 0, false, 1.0, 1, true, {"a": -0.0}, {"a": 0.0}]', "numbers").elements()
+    assert json.dumps([part.value for part in parts]) == (
+        '[0.0, -0.0, 0, false, 1.0, 1, true, {"a": -0.0}, {"a": 0.0}]'
+    )
