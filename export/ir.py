@@ -251,22 +251,19 @@ class Graph:
         if value.name in self.constants:
             return self.constant(self.constants[value.name].reshape([dim for dim in shape if isinstance(dim, int)]))
         made_by = self.producers.get(value.name)
-        if made_by is not None and made_by.op_type in _REDUCTIONS and shape == tuple(d for d in value.shape if d != 1):
-            return self._without_ones(made_by, value, shape)
+        if made_by is not None and made_by.op_type in _REDUCTIONS:
+            reduced = self._reduction(made_by)
+            if shape == tuple(dim for axis, dim in enumerate(reduced[1].shape) if axis not in reduced[2]):
+                return self.reduce(*reduced, keep=False)
         target = self.constant(np.array([-1 if isinstance(dim, Rows) else dim for dim in shape], np.int64))
         source = self._reshape_source(value)
         return source if source.shape == shape else self.node("Reshape", [source, target], [(shape, value.dtype)])[0]
 
-    def _without_ones(self, made_by: onnx.NodeProto, value: Value, shape: Shape) -> Value:
-        """A reduction that keeps its axes, made anew so that it does not; where that gives `shape`."""
-        attributes = {one.name: helper.get_attribute_value(one) for one in made_by.attribute}
-        source = self.values[made_by.input[0]]
-        axes = attributes.get("axes") or [int(axis) for axis in self.constants[made_by.input[1]]]
-        kept = tuple(dim for axis, dim in enumerate(source.shape) if axis not in axes)
-        if kept != shape:
-            target = self.constant(np.array([-1 if isinstance(dim, Rows) else dim for dim in shape], np.int64))
-            return self.node("Reshape", [value, target], [(shape, value.dtype)])[0]
-        return self.reduce(made_by.op_type, source, axes, keep=False)
+    def _reduction(self, node: onnx.NodeProto) -> tuple[str, Value, list[int]]:
+        """The operator of a reduction, what it reduces, and along which axes."""
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        axes = attributes.get("axes") or [int(axis) for axis in self.constants[node.input[1]]]
+        return node.op_type, self.values[node.input[0]], axes
 
     def _reshape_source(self, value: Value) -> Value:
         """Skip reshapes that only feed another reshape."""

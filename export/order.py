@@ -50,9 +50,10 @@ def least_memory_order(tensors: Tensors, rows: int, visits: int = VISITS) -> lis
     ends = _ends_by_depth(tensors)
     starts: list[_First] = [{}, {_ENDS: ends}, {_ENDS: ends[::-1]}]
     starts.sort(key=lambda start: _cost(tensors, _file_order(tensors, start), rows))
+    choices = [(node, source) for node, sources in _branches(tensors, rows).items() for source in sources]
     found = []
     for start in starts:  # a large network's visits are used up by the first
-        one, used = _improved(tensors, rows, start, visits)
+        one, used = _improved(tensors, rows, start, choices, visits)
         found.append(one)
         visits -= used
         if visits <= 0:
@@ -60,11 +61,12 @@ def least_memory_order(tensors: Tensors, rows: int, visits: int = VISITS) -> lis
     return min(found, key=lambda order: (_cost(tensors, order, rows)[0], stretch(tensors, _run(tensors, order), rows)))
 
 
-def _improved(tensors: Tensors, rows: int, first: _First, visits: int) -> tuple[list[int], int]:
+def _improved(
+    tensors: Tensors, rows: int, first: _First, choices: Sequence[tuple[int, int]], visits: int
+) -> tuple[list[int], int]:
     """An order that no single change makes better, or as far as `visits` go; and how many were used."""
     order = _file_order(tensors, first)
     best = _cost(tensors, order, rows)
-    choices = [(node, source) for node, sources in _branches(tensors, rows).items() for source in sources]
     trials, since_better = 0, 0
     # Round and round, until a whole round brought nothing.
     for node, source in itertools.cycle(choices):

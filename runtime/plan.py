@@ -307,9 +307,8 @@ def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int, *
 def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
     """Everything that could be done, from which the best is chosen."""
     sizes = [request.micro_batch] if request.micro_batch else micro_batches(request.batch_size)
-    for rows, arena in product(sizes, (True, False) if request.arena else (False,)):
+    for rows, one in product(sizes, with_and_without_arena(request)):
         for whole in _wholes(request, rows):
-            one = replace(request, arena=arena)
             if schedule == "sweep":
                 yield _sweep(manifest, one, rows, whole)
             else:
@@ -358,8 +357,8 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
         budget_bytes=request.budget_bytes,
         blocks=blocks,
         phases=(
-            Phase("train", training + Bytes(activations=_beside(arena, filling, inside))),
-            Phase("evaluate", evaluating + Bytes(activations=_beside(arena, filling, forward))),
+            Phase("train", training + Bytes(activations=beside(arena, filling, inside))),
+            Phase("evaluate", evaluating + Bytes(activations=beside(arena, filling, forward))),
         ),
         arena_bytes=arena,
         epoch_seconds=_updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks))),
@@ -423,9 +422,14 @@ def _stage_arena(manifest: Manifest, blocks: Sequence[BlockPlan], rows: int) -> 
     return max(forward, *(part.transient_bytes for part in blocks))
 
 
-def _beside(arena: int, filling: int, inside: int) -> int:
+def beside(arena: int, filling: int, inside: int) -> int:
     """The most at once of what fills the buffers and what runs after it: an arena is there all the while."""
     return arena_cost(arena) + filling if arena else max(filling, inside)
+
+
+def with_and_without_arena(request: Request) -> Sequence[Request]:
+    """The request for plans with an arena, where one may be kept, and for plans without."""
+    return [replace(request, arena=arena) for arena in ((True, False) if request.arena else (False,))]
 
 
 def arena_cost(size: int) -> int:

@@ -15,7 +15,7 @@ from itertools import groupby
 from edgeff.manifest import BlockSpec, Manifest
 from edgeff.runtime.buffers import filling_bytes
 from edgeff.runtime.cost import run_seconds, update_seconds
-from edgeff.runtime.plan import BlockPlan, Bytes, Phase, Plan, arena_cost, graph_transient_bytes
+from edgeff.runtime.plan import BlockPlan, Bytes, Phase, Plan, beside, graph_transient_bytes
 
 # More bars than this nobody tells apart on a screen.
 MAX_BARS = 200
@@ -155,7 +155,8 @@ class _Clock:
         phase = self._phase("train")
         parts = [pair for pair in self._pairs() if pair[1].graphs]
         filling = filling_bytes(self.manifest, self.plan.micro_batch)
-        inside = self._beside(filling, [part.transient_bytes for _, part in parts])
+        # Of an arena, a run's bar is the part that it uses.
+        inside = beside(self.plan.arena_bytes, filling, max(part.transient_bytes for _, part in parts))
         cycles = tuple(self._chain(parts, rows) for rows in self.passes * self._micro_batches())
         return _Act("train", _less(phase.resident, inside), cycles, self._applies(parts))
 
@@ -170,17 +171,12 @@ class _Clock:
         before = [spec for spec, _ in pairs[:index]] if self.plan.features == "rerun" else []
         filling = max(filling_bytes(self.manifest, rows, first=first) for first in {index, 0 if before else index})
         forward = [spec.graphs["forward"].transient_bytes(rows) for spec in before]
-        inside = self._beside(filling, [part.transient_bytes, *forward])
+        inside = beside(self.plan.arena_bytes, filling, max(part.transient_bytes, *forward, 0))
         cycles = tuple(
             (*(self._bar(spec, "forward", size) for spec in before), *self._chain([pairs[index]], size))
             for size in self._micro_batches()
         )
         return _Act(phase.name, _less(phase.resident, inside), cycles, self._applies([pairs[index]]))
-
-    def _beside(self, filling: int, inside: Sequence[int]) -> int:
-        """What comes and goes: in turns, or beside an arena, of which a run's bar is the part that it uses."""
-        arena = self.plan.arena_bytes
-        return arena_cost(arena) + filling if arena else max(filling, *inside)
 
     def _pairs(self) -> list[tuple[BlockSpec, BlockPlan]]:
         return list(zip(self.manifest.blocks, self.plan.blocks, strict=True))

@@ -8,7 +8,7 @@ beside weights and one forward pass. It learns little from scratch; it stands he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,12 @@ from edgeff.runtime.plan import (
     Phase,
     Plan,
     Request,
-    arena_cost,
+    beside,
     graph_transient_bytes,
     micro_batches,
     process_bytes,
     session_bytes,
+    with_and_without_arena,
 )
 from edgeff.units import format_bytes
 
@@ -119,11 +120,7 @@ def plan_zeroth_order(manifest: Manifest, request: Request) -> Plan:
         BudgetError: Nothing fits.
     """
     sizes = [request.micro_batch] if request.micro_batch else list(micro_batches(request.batch_size))
-    plans = [
-        _plan(manifest, replace(request, arena=arena), size)
-        for size in sizes
-        for arena in ((True, False) if request.arena else (False,))
-    ]
+    plans = [_plan(manifest, one, size) for size in sizes for one in with_and_without_arena(request)]
     budget = request.budget_bytes
     fitting = [one for one in plans if budget is None or one.planned_bytes <= budget]
     if not fitting:
@@ -142,8 +139,7 @@ def _plan(manifest: Manifest, request: Request, rows: int) -> Plan:
     sessions = session_bytes(forward, request.threads)
     drawn = 2 * 4 * min(_DRAWN, max(spec.nbytes // 4 for spec in block.parameters))
     needed = graph_transient_bytes(forward, "forward", rows, arena=request.arena)
-    beside = max(filling_bytes(manifest, rows), drawn)
-    inside = arena_cost(needed) + beside if request.arena else max(needed, beside)
+    inside = beside(needed if request.arena else 0, max(filling_bytes(manifest, rows), drawn), needed)
     resident = Bytes(
         weights=block.weight_bytes,
         activations=buffer_bytes(manifest, rows) + inside,
