@@ -11,22 +11,25 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from edgeff import disk
 from edgeff.artifact_checks import CHUNK_BYTES, check_hashes, check_listing, check_replay, check_weights
-from edgeff.atomic import error_text, sync_folder, sync_stream, write_hint
+from edgeff.atomic import error_text, write_hint
 from edgeff.baselines import BASELINE_BLOCK, BASELINES, KEY_PREFIX, baseline_file
-from edgeff.container import Container, Folder, Zip
+from edgeff.container import Container, Folder, Zip, is_zip
 from edgeff.errors import ArtifactError
 from edgeff.json_node import HINT, Node
 from edgeff.manifest import FileSpec, Manifest
 from edgeff.manifest_json import MAX_MANIFEST_BYTES, from_json, to_json
 from edgeff.manifest_rules import MANIFEST_FILE, weight_specs
+from edgeff.onnx_files import check_onnx_files
+from edgeff.signature_files import require_signature
 from edgeff.tensor_file import fill_from, read_index, read_tensor
 
 # Zip has no earlier date; any fixed one makes the same artifact the same bytes.
@@ -69,6 +72,7 @@ class Artifact:
         data = self.read(file)
         manifest = _manifest_of(self.path, file, data)
         _check_baseline(file, manifest, self.manifest)
+        check_onnx_files(self.container, manifest)
         return Artifact(self.path, manifest, hashlib.sha256(data).hexdigest(), self.container, KEY_PREFIX)
 
     def read(self, file: str) -> bytes:
@@ -143,20 +147,28 @@ class Artifact:
             raise ArtifactError(f"`{self.path}` has no file `{file}`", hint="`edgeff inspect` lists its files")
 
 
-def open_artifact(path: Path) -> Artifact:
-    """Open a folder or zip and verify all of it: manifest, listing, sizes, hashes, weights, replay rows.
+def open_artifact(path: Path, trusted: Collection[bytes] = ()) -> Artifact:
+    """Open a folder or zip and verify all of it: manifest, listing, sizes, hashes, graphs, weights, replay rows.
 
     Holds at most the manifest and a chunk of a file in memory.
 
+    Args:
+        path: The folder or zip.
+        trusted: Public Ed25519 keys, one of which must have signed it; none to ask for no signature.
+
     Raises:
         ArtifactError: It is not there, damaged, edited, or of a format this version does not read.
+        SignatureError: A signature is asked for, and there is none by a key that is trusted.
     """
     container = _container(path)
     sizes = container.sizes()
     data = _manifest_bytes(path, container, sizes)
+    if trusted:  # before anything else of it is believed
+        require_signature(path, hashlib.sha256(data).hexdigest(), trusted)
     manifest = _manifest_of(path, MANIFEST_FILE, data)
     check_listing(path, sizes, manifest.files)
     check_hashes(path, container, manifest.files)
+    check_onnx_files(container, manifest)
     check_weights(container, manifest)
     check_replay(container, manifest)
     return Artifact(path, manifest, hashlib.sha256(data).hexdigest(), container)
@@ -191,7 +203,7 @@ def _container(path: Path) -> Container:
         return Folder(path)
     if not path.exists():
         raise ArtifactError(f"`{path}` does not exist", hint="`edgeff export` writes an artifact")
-    if path.is_file() and zipfile.is_zipfile(path):
+    if path.is_file() and is_zip(path):
         return Zip(path)
     raise ArtifactError(
         f"`{path}` is no artifact: neither a folder nor a whole zip", hint="`edgeff export` writes an artifact"
@@ -237,7 +249,7 @@ def write_artifact(manifest: Manifest, files: Mapping[str, bytes | Path], out: P
                 staged = _pack(staged, Path(temporary, "artifact.zip"))
             open_artifact(staged)
             os.rename(staged, out)
-            sync_folder(out.parent)
+            disk.sync_folder(out.parent)
     except OSError as error:
         raise ArtifactError(f"cannot write `{out}`: {error_text(error)}", hint=write_hint(error)) from error
     return out
@@ -250,7 +262,7 @@ def _stage(manifest: Manifest, files: Mapping[str, bytes | Path], folder: Path) 
     from_json(text)  # names the broken rule before anything else can go wrong
     _write_file(folder / MANIFEST_FILE, text.encode())
     for directory, _, _ in os.walk(folder):
-        sync_folder(Path(directory))
+        disk.sync_folder(Path(directory))
     return folder
 
 
@@ -262,7 +274,7 @@ def _write_file(path: Path, source: bytes | Path) -> FileSpec:
         while chunk := reading.read(CHUNK_BYTES):
             digest.update(chunk)
             writing.write(chunk)
-        sync_stream(writing)
+        disk.sync(writing)
         return FileSpec(writing.tell(), digest.hexdigest())
 
 
@@ -278,7 +290,7 @@ def _pack(folder: Path, target: Path) -> Path:
                 member = _member(file, sizes[file])
                 with open(folder / file, "rb") as reading, archive.open(member, "w") as writing:
                     shutil.copyfileobj(reading, writing, CHUNK_BYTES)
-        sync_stream(stream)
+        disk.sync(stream)
     return target
 
 

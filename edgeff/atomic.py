@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeff import disk
 from edgeff.errors import RunError
 
 _HINTS = {
@@ -44,39 +44,29 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         RunError: It cannot be written; what was at `path` is untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with writing(path):
         try:
-            with open(temporary, "wb") as stream:
+            with disk.create(temporary) as stream:
                 yield stream
-                sync_stream(stream)
-            os.replace(temporary, path)
+                disk.sync(stream)
+            disk.replace(temporary, path)
         except BaseException:
             _remove(temporary)
             raise
-        sync_folder(path.parent)
+        disk.sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into an error that names the path.
+
+    Raises:
+        RunError: The system refused.
+    """
+    try:
+        yield
     except OSError as error:
         raise RunError(f"cannot write `{path}`: {error_text(error)}", hint=write_hint(error)) from error
-
-
-def sync_stream(stream: BinaryIO) -> None:
-    """Force what was written to a stream to the disk."""
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, where the system can do that."""
-    if os.name == "nt":  # Windows opens no folders; its file system keeps a journal of names.
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some file systems (network, FUSE) have no such thing and say so.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 def error_text(error: OSError) -> str:
@@ -93,6 +83,6 @@ def write_hint(error: OSError) -> str:
 def _remove(temporary: Path) -> None:
     """Remove a temporary file if it can be: the error on the way is the one to report."""
     try:
-        temporary.unlink(missing_ok=True)
+        disk.remove(temporary)
     except OSError:
         return

@@ -19,12 +19,14 @@ from edgeff.errors import EdgeffError
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "pretrain": ("edgeff.cli_workstation", "Pretrain a network layer by layer in PyTorch"),
     "export": ("edgeff.cli_workstation", "Compile a pretrained network into an artifact"),
+    "sign": ("edgeff.cli_sign", "Sign an artifact, or make a key to sign with"),
     "inspect": ("edgeff.cli_show", "Show what is in an artifact"),
     "report": ("edgeff.cli_show", "Show what training takes, and which devices have it"),
     "devices": ("edgeff.cli_show", "Show the device catalogue, or detect this machine"),
-    "train-on-device": ("edgeff.cli_device", "Train an artifact on this machine, inside a budget"),
+    "train-on-device": ("edgeff.cli_train", "Train an artifact on this machine, inside a budget"),
     "evaluate": ("edgeff.cli_device", "Test an artifact or a run on labelled data"),
     "finalize": ("edgeff.cli_device", "Write a plain inference model"),
+    "fsck": ("edgeff.cli_fsck", "Tell what is in a run folder, and what can be gone on with"),
     "bench": ("edgeff.cli_bench", "Run a benchmark of a checkout of edgeff"),
 }
 
@@ -65,7 +67,7 @@ class LazyGroup(click.Group):
             sys.exit(1)
 
 
-_EXTRAS = {"torch": "workstation", "onnx": "workstation", "onnxruntime": "device"}
+_EXTRAS = {"torch": "workstation", "onnx": "workstation", "onnxruntime": "device", "cryptography": "signing"}
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import click
 
+from edgeff.cli_sign import require_signature_option
 from edgeff.devices import DeviceProfile, load_all, load_profile
 from edgeff.units import format_bytes
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
+@require_signature_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(artifact: Path, as_json: bool) -> None:
+def inspect(artifact: Path, trusted: tuple[bytes, ...], as_json: bool) -> None:
     """Show what is in ARTIFACT, after verifying it."""
     from edgeff.artifact import open_artifact
     from edgeff.inspect import inspect_json, inspect_text
 
-    opened = open_artifact(artifact)
+    opened = open_artifact(artifact, trusted)
     click.echo(json.dumps(inspect_json(opened), indent=2) if as_json else inspect_text(opened))
 
 
@@ -33,8 +35,15 @@ def inspect(artifact: Path, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", "html", type=click.Path(path_type=Path), help="Write one HTML file instead of printing text.")
+@require_signature_option
 def report(
-    artifact: Path, devices: tuple[str, ...], batch_size: int | None, measure: bool, as_json: bool, html: Path | None
+    artifact: Path,
+    devices: tuple[str, ...],
+    batch_size: int | None,
+    measure: bool,
+    as_json: bool,
+    html: Path | None,
+    trusted: tuple[bytes, ...],
 ) -> None:
     """Show what training ARTIFACT takes by each method, and on which devices it fits."""
     from edgeff.artifact import open_artifact
@@ -44,7 +53,7 @@ def report(
 
     if html is not None:
         check_report_file(html)  # before minutes of measuring
-    opened = open_artifact(artifact)
+    opened = open_artifact(artifact, trusted)
     profiles = [load_profile(name) for name in dict.fromkeys(devices)] if devices else load_all()
     found, planner = report_on(opened, str(artifact), profiles, batch_size, measure=measure)
     if html is not None:

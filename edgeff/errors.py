@@ -6,6 +6,23 @@ The command line prints both and exits with `exit_code`; anything that is not an
 
 from __future__ import annotations
 
+import unicodedata
+
+# Controls, lone surrogates (which no terminal takes) and line breaks: messages repeat what files hold.
+_ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_LONGEST = 4096
+
+
+def _on_one_line(text: str) -> str:
+    """The text on one line, in UTF-8, and no longer than anybody reads; other signs as Python writes them."""
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 3] + "..."
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in _ESCAPED else one for one in text
+    )
+
 
 class EdgeffError(Exception):
     """Something the user can mend.
@@ -18,8 +35,8 @@ class EdgeffError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_on_one_line(message))
+        self.hint = _on_one_line(hint)
 
 
 class ArtifactError(EdgeffError):
@@ -50,5 +67,19 @@ class RunError(EdgeffError):
     """A run folder or checkpoint that cannot be used, or a run that had to stop."""
 
 
+class StoppedError(RunError):
+    """A run that was asked to stop, and did so where nothing is lost; it is to be gone on with.
+
+    Its exit code is that of sysexits.h for what is to be tried again (EX_TEMPFAIL), so that who runs it in slices can
+    tell this from a failure.
+    """
+
+    exit_code = 75
+
+
 class ModelError(EdgeffError):
     """A model definition, preset or recipe that does not make sense."""
+
+
+class SignatureError(EdgeffError):
+    """A signature that is missing, malformed, or not by a key that is trusted; or a key that cannot be used."""

@@ -14,7 +14,9 @@ from edgeff.export.check import Check, check_block
 from edgeff.export.cost import traffic_of, work_of
 from edgeff.export.graphs import BlockGraphs, compile_block
 from edgeff.export.memory import transient
+from edgeff.export.openable import check_openable
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, OptimizerSpec, TensorSpec
+from edgeff.onnx_limits import MAX_GRAPH_BYTES
 from edgeff.optimizer import slots
 
 
@@ -78,8 +80,10 @@ def described(
         last: Nothing follows it.
 
     Raises:
-        ExportError: They do not pass their checks.
+        ExportError: They do not pass their checks, or would not open on a device.
     """
+    files = {paths[kind]: _serialised(model) for kind, model in graphs.models.items()}
+    check_openable(files, limit=MAX_GRAPH_BYTES)
     check = check_block(block, graphs, spec=optimizer, input_dtype=input_dtype, classes=classes)
     spec = BlockSpec(
         name=str(block.name),
@@ -91,7 +95,6 @@ def described(
         graphs={kind: _graph_spec(kind, model, paths[kind]) for kind, model in graphs.models.items()},
         objective=block.describe(),  # type: ignore[operator]
     )
-    files = {paths[kind]: _serialised(model) for kind, model in graphs.models.items()}
     return CompiledBlock(spec, graphs, check, files)
 
 

@@ -17,6 +17,7 @@ from edgeff.errors import ExportError
 from edgeff.export.baselines import baseline_files, check_results
 from edgeff.export.compiled import CompiledBlock, compile_checked
 from edgeff.export.inference import inference_model
+from edgeff.export.openable import check_openable
 from edgeff.manifest import (
     InferenceSpec,
     Manifest,
@@ -96,6 +97,7 @@ def export_network(
         features=preprocessing.features,
         fusion=network.fusion_weights,
     )
+    check_openable({INFERENCE: inference.content})
     files: dict[str, bytes | Path] = {WEIGHTS: save(weights), INFERENCE: inference.content}
     for part in compiled:
         files |= part.files

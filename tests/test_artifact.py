@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from graph_files import graph_files, inference_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeff import artifact as artifact_module
+from edgeff import disk
 from edgeff.artifact import open_artifact, write_artifact
 from edgeff.errors import ArtifactError
 from edgeff.manifest import ReplaySpec
 from edgeff.manifest_json import MAX_MANIFEST_BYTES, from_json, to_json
-from edgeff.manifest_rules import referenced_files, weight_specs
+from edgeff.manifest_rules import weight_specs
 from edgeff.tensor_file import DTYPES, read_index, read_tensor
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest-v1.json"
@@ -33,6 +34,7 @@ MANIFEST = from_json(GOLDEN.read_text(encoding="utf-8"))
 WEIGHTS = "weights.safetensors"
 REPLAY = "replay.safetensors"
 STEP = "blocks/head.step.onnx"
+GRAPHS = graph_files(MANIFEST)
 
 
 def weights():
@@ -46,9 +48,8 @@ def replay_rows():
 
 
 def contents(**other):
-    """Every file of a good artifact, some replaced; the graphs are arbitrary bytes, for nothing here reads ONNX."""
-    files = {file: f"graph {file}".encode() for _, file in referenced_files(MANIFEST)}
-    files["inference.onnx"] = bytes(600)
+    """Every file of a good artifact, some replaced; graphs have the right inputs and outputs, and nothing inside."""
+    files = dict(GRAPHS)
     files[WEIGHTS] = safetensors.numpy.save(weights())
     files[REPLAY] = safetensors.numpy.save(replay_rows())
     return files | {file.replace("__", "."): data for file, data in other.items()}
@@ -103,7 +104,7 @@ def test_a_written_artifact_opens_and_says_what_was_written(good):
     assert artifact.path == good
     assert dataclasses.replace(artifact.manifest, files={}) == dataclasses.replace(MANIFEST, files={})
     assert artifact.manifest_sha256 == hashlib.sha256(artifact.read("manifest.json")).hexdigest()
-    assert artifact.read(STEP) == f"graph {STEP}".encode()
+    assert artifact.read(STEP) == GRAPHS[STEP]
 
 
 def test_all_tensors_come_back(good):
@@ -213,7 +214,7 @@ def test_a_zip_packed_by_another_program_opens_too(tmp_path):
 
 def test_contents_may_be_copied_from_files(tmp_path):
     source = tmp_path / "made.onnx"
-    source.write_bytes(bytes(600))
+    source.write_bytes(GRAPHS["inference.onnx"])
     files = contents(inference__onnx=source)
     assert members_of(written(tmp_path, "copied", files=files)) == members_of(written(tmp_path))
 
@@ -267,7 +268,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path, monkeypatch):
     def full(stream):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifact_module, "sync_stream", full)
+    monkeypatch.setattr(disk, "sync", full)
     with pytest.raises(ArtifactError) as caught:
         written(tmp_path)
     assert str(caught.value) == f"cannot write `{tmp_path / 'demo'}`: no space left on device"
@@ -654,6 +655,7 @@ def test_m41_a_value_that_is_not_finite_is_found_in_the_last_of_many_chunks(tmp_
         replay=ReplaySpec(REPLAY, len(x)),
     )
     files = contents(replay__safetensors=safetensors.numpy.save({"x": x, "y": np.zeros(len(x), np.int64)}))
+    files["inference.onnx"] = inference_bytes(manifest)
     message = refusal(written, tmp_path, "demo", manifest, files)
     assert message == f"`{REPLAY}`: `x` has a value that is not finite"
 

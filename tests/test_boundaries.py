@@ -13,7 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("export", "runtime", "devices")
 # Where a device begins; commands import the rest when they run.
-ENTRIES = ("edgeff", "edgeff.cli", "edgeff.cli_show", "edgeff.cli_device")
+ENTRIES = (
+    "edgeff",
+    "edgeff.cli",
+    "edgeff.cli_show",
+    "edgeff.cli_train",
+    "edgeff.cli_device",
+    "edgeff.cli_sign",
+    "edgeff.cli_fsck",
+)
 
 
 def _modules() -> dict[str, Path]:
@@ -106,8 +114,13 @@ def test_nothing_on_the_device_side_asks_for_what_only_a_workstation_has() -> No
         for name, asking in DEVICE.items()
         if name not in MODULES and part_of(name) not in sys.stdlib_module_names
     }
-    assert set(others) == {"click", "numpy", "onnxruntime"}, others
+    # Where a signature is asked for, a device has `cryptography` too; it is imported then, and not before.
+    assert set(others) == {"click", "numpy", "onnxruntime", "cryptography"}, others
     assert [name for name in DEVICE if part_of(name) == "export"] == []
+
+
+def test_cryptography_is_imported_by_signatures_alone() -> None:
+    assert [module for module in MODULES if "cryptography" in map(part_of, IMPORTS[module])] == ["edgeff.signature"]
 
 
 def test_onnxruntime_is_imported_by_the_engine_alone_on_the_device_side() -> None:

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from tiny_artifact import Oracle, Tiny, inference_content, initial_weights, make_rows, write_tiny
 
-from edgeff.errors import EngineError, RunError
+from edgeff.errors import ArtifactError, EngineError, RunError
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.finalize import check_rows, finalize
 
@@ -86,19 +86,21 @@ def test_weights_that_are_not_numbers_leave_no_file(artifact, engine, tmp_path):
 
 
 def test_a_template_that_the_engine_refuses_leaves_no_file(folder, engine, tmp_path):
-    artifact = write_tiny(folder / "garbage", spoil={"inference.onnx": bytes(4000)})
+    content, _ = inference_content(Tiny(), initial_weights(Tiny()))
+    model = onnx.load_from_string(content)
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("unheard_of", 1))
+    artifact = write_tiny(folder / "garbage", spoil={"inference.onnx": model.SerializeToString(deterministic=True)})
     with pytest.raises(EngineError, match=r"refused `model.onnx`"):
         finalize(artifact, None, tmp_path / "model.onnx", engine=engine)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_template_with_other_outputs_is_refused(folder, engine, tmp_path):
+def test_a_template_with_other_outputs_is_refused(folder):
     content, _ = inference_content(Tiny(), initial_weights(Tiny()))
     model = onnx.load_from_string(content)
     del model.graph.output[1]
-    artifact = write_tiny(folder / "outputs", spoil={"inference.onnx": model.SerializeToString(deterministic=True)})
-    with pytest.raises(RunError, match=r"must have one input and the outputs .*, got \['log_probabilities'\]$"):
-        finalize(artifact, None, tmp_path / "model.onnx", engine=engine)
+    with pytest.raises(ArtifactError, match=r"^`inference.onnx` lacks output `label`$"):
+        write_tiny(folder / "outputs", spoil={"inference.onnx": model.SerializeToString(deterministic=True)})
 
 
 def test_a_folder_that_is_not_there_is_one_line(artifact, engine, tmp_path):
