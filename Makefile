@@ -7,7 +7,7 @@ BENCH_ORT := .venv-bench-ort
 BENCH_MNN := .venv-bench-mnn
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench bench-setup clean
+.PHONY: demo test test-slow test-reliability lint bench bench-setup clean
 
 demo: $(VENV)/.ready $(DEVICE)/.ready
 	$(VENV)/bin/python examples/hapt_demo.py --device-python $(DEVICE)/bin/python
@@ -17,6 +17,11 @@ test: $(VENV)/.ready $(DEVICE)/.ready $(OLD)/.ready
 
 test-slow: $(VENV)/.ready $(DEVICE)/.ready $(OLD)/.ready
 	$(VENV)/bin/pytest -m slow
+
+# Kills, power cuts, failing disks, a long run, and fuzzing led by coverage: docs/reliability.md.
+test-reliability: $(VENV)/.ready $(DEVICE)/.ready
+	$(VENV)/bin/python $(PIP) -e ".[fuzz]"
+	$(VENV)/bin/python tests/reliability/run.py --device-python $(DEVICE)/bin/python
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

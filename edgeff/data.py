@@ -58,7 +58,7 @@ def known_datasets() -> tuple[str, ...]:
     return tuple(_KNOWN)
 
 
-def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None) -> Dataset:
+def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None, checked: bool = True) -> Dataset:
     """Open a data set; its rows are read when they are asked for.
 
     Args:
@@ -66,9 +66,11 @@ def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None)
             without one, the training half. A known name goes before a path; write `./mnist` for the path.
         data_dir: Where the folders of the known data sets lie; None for the environment's `EDGEFF_DATA_DIR`.
         length: For time series: samples of a row; longer ones lose their end, shorter ones are padded with zeros.
+        checked: Refuse labels that are no class, and NaN and Inf. False leaves that to the caller
+            (`edgeff.checked_rows`).
 
     Returns:
-        The data set, checked.
+        The data set.
 
     Raises:
         DataError: Nothing of that name, or malformed.
@@ -78,7 +80,8 @@ def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None)
     name, split = _name_and_split(spec)
     known = name in _KNOWN
     dataset = _open_known(name, split, data_dir, length) if known else _open_path(name, split, length)
-    return replace(dataset, name=spec).check().check_values()
+    found = replace(dataset, name=spec)
+    return found.check().check_values() if checked else found
 
 
 def _name_and_split(spec: str) -> tuple[str, str]:

@@ -71,17 +71,25 @@ class Preprocessing:
         Raises:
             DataError: Another row shape or dtype, or a value that is not finite in float32, by row number.
         """
-        self._check_form(x)
-        if x.dtype.kind != "f":
-            return
-        with np.errstate(over="ignore"):  # beyond float32 becomes Inf, which is what is looked for
-            wrong = non_finite_rows(x.astype(np.float32, copy=False))
+        wrong = self.bad_rows(x)
         if len(wrong):
             row = int(wrong[0]) if numbers is None else int(numbers[wrong[0]])
             raise DataError(
                 f"row {row} has NaN, Inf or a number that float32 cannot hold",
                 hint=_MEND,
             )
+
+    def bad_rows(self, x: Array) -> Numbers:
+        """Numbers of the rows with a value that is not finite in float32.
+
+        Raises:
+            DataError: Rows of another form than `input`.
+        """
+        self._check_form(x)
+        if x.dtype.kind != "f":
+            return np.zeros(0, np.int64)
+        with np.errstate(over="ignore"):  # beyond float32 becomes Inf, which is what is looked for
+            return non_finite_rows(x.astype(np.float32, copy=False))
 
     def _check_form(self, x: Array) -> None:
         shape, dtype = tuple(self.input.shape), np.dtype(self.input.dtype)

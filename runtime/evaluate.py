@@ -14,6 +14,7 @@ from edgeff.rows import Rows
 from edgeff.runtime.engine import Array
 from edgeff.runtime.network import Network
 from edgeff.runtime.predict import DEFAULT_MICRO_BATCH, forward, fuse
+from edgeff.runtime.stops import Interrupted, Stop, never
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,14 @@ class Evaluation:
     rows_per_s: float = 0.0
 
 
-def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: int = DEFAULT_MICRO_BATCH) -> Evaluation:
+def evaluate(
+    network: Network,
+    x: Rows,
+    y: NDArray[np.int64],
+    *,
+    micro_batch: int = DEFAULT_MICRO_BATCH,
+    stop: Stop = never,
+) -> Evaluation:
     """Compare predictions with labels.
 
     Args:
@@ -46,10 +54,12 @@ def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: in
         x: Raw rows; at least one.
         y: Labels, int64 (rows,), each 0..K-1.
         micro_batch: Rows that run at once.
+        stop: Asked after each.
 
     Raises:
         DataError: Rows cannot be read.
         EngineError: A graph cannot be run.
+        Interrupted: There was a reason to stop.
     """
     manifest = network.manifest
     began = time.perf_counter()
@@ -60,6 +70,8 @@ def evaluate(network: Network, x: Rows, y: NDArray[np.int64], *, micro_batch: in
         fused = fuse(found, manifest.fusion)
         right[place] = _right(fused, y[place])
         right_by_block += [int(_right(values, y[place]).sum()) for values in found]
+        if stop():
+            raise Interrupted
         loss -= float(fused[np.arange(len(fused)), y[place]].sum(dtype=np.float64))
     seconds = time.perf_counter() - began
     names = [block.name for block in manifest.blocks]

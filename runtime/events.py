@@ -48,9 +48,15 @@ class Replanned:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The run was asked to stop and wrote a checkpoint at this position."""
+    """The run was asked to stop; it goes on from where its checkpoint is.
+
+    Attributes:
+        position: Of the checkpoint.
+        reason: To stop.
+    """
 
     position: Position
+    reason: str = ""
 
 
 @dataclass(frozen=True)

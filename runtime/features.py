@@ -2,7 +2,8 @@
 
 A file of features holds one row after another, in float32 as the blocks before gave them, or smaller: as float16, or as
 uint8 with an offset and a scale for each row. Beside it lies what it was made from, so that features of another
-artifact, of other weights or rows are never taken for these; an interrupted file is gone on with where it ends.
+artifact, of other weights or rows are never taken for these, and how many rows of it are safe on the disk: there an
+interrupted file is gone on with. What stands behind them may be anything after a power cut, zeros for example.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from edgeff.atomic import error_text, sync_stream, write_atomically, write_hint
+from edgeff import disk
+from edgeff.atomic import error_text, write_atomically, write_hint
 from edgeff.errors import DataError, RunError
 from edgeff.preprocess import Preprocessing
 from edgeff.rows import FileRows, Index, Rows, row_index
@@ -29,6 +31,8 @@ from edgeff.runtime.plan import Features
 
 _FORMAT = "edgeff-features"
 _LEVELS = 255
+# So many bytes are forced to the disk at once, and noted: what a power cut can cost.
+_SYNC_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +157,8 @@ def decode(stored: Array, row_shape: tuple[int, ...]) -> Array:
     """What `encode` wrote, as float32 (n, *row_shape)."""
     if stored.dtype == np.uint8:
         head = np.ascontiguousarray(stored[:, :8]).view("<f4")
-        values = stored[:, 8:].astype(np.float32) * head[:, 1:] + head[:, :1]
+        with np.errstate(all="ignore"):  # of a damaged file; a loss that is not finite is told of where it is met
+            values = stored[:, 8:].astype(np.float32) * head[:, 1:] + head[:, :1]
     else:
         values = stored.astype(np.float32)
     return np.asarray(values, np.float32).reshape(len(stored), *row_shape)
@@ -197,16 +202,35 @@ class FeatureFile:
             RunError: What is there was made from something else.
             OSError: It cannot be written, for want of room for example.
         """
-        done = self._begun()
-        with self.path.open("r+b" if done else "wb") as stream:
+        done = noted = self._begun()
+        with disk.reopen(self.path) if done else disk.create(self.path) as stream:
             stream.truncate(done * self.row_bytes)
             stream.seek(0, os.SEEK_END)
-            for start in range(done, self.rows, step):
-                part = encode(source[start : start + step], self.features)
-                stream.write(np.ascontiguousarray(part).view(np.uint8).data.cast("B"))
-                del part  # before the next rows come
-                yield min(start + step, self.rows)
-            sync_stream(stream)
+            try:
+                for start in range(done, self.rows, step):
+                    part = encode(source[start : start + step], self.features)
+                    stream.write(np.ascontiguousarray(part).view(np.uint8).data.cast("B"))
+                    del part  # before the next rows come
+                    done = min(start + step, self.rows)
+                    if (done - noted) * self.row_bytes >= _SYNC_BYTES:
+                        noted = self._note(stream, done)
+                    yield done
+            except GeneratorExit:
+                self._note(stream, done)
+                raise
+            self._note(stream, self.rows)
+
+    def _note(self, stream: BinaryIO, rows: int) -> int:
+        """Force the rows to the disk, and then note that they are there."""
+        disk.sync(stream)
+        self._write_facts(rows)
+        return rows
+
+    def _write_facts(self, rows: int) -> None:
+        try:
+            write_atomically(self._facts_path, json.dumps({**self._facts, "rows": rows}).encode())
+        except RunError as error:
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
 
     def read(self) -> Rows:
         """The rows, as float32.
@@ -214,7 +238,7 @@ class FeatureFile:
         Raises:
             DataError: The file is not whole.
         """
-        if not self.path.exists() or self.path.stat().st_size != self.nbytes:
+        if not self.path.exists() or self.path.stat().st_size != self.nbytes or self._noted() != self.rows:
             raise DataError(f"`{self.path}` is not whole", hint="remove it: it is made again")
         if self.features == "float32":
             return FileRows(self.path, 0, (self.rows, *self.row_shape), self._stored_dtype)
@@ -224,7 +248,7 @@ class FeatureFile:
     def remove(self) -> None:
         """Remove the file and what stands beside it."""
         for path in (self.path, self._facts_path):
-            path.unlink(missing_ok=True)
+            disk.remove(path)
 
     @property
     def _facts_path(self) -> Path:
@@ -239,26 +263,32 @@ class FeatureFile:
         numbers = math.prod(self.row_shape)
         return (numbers + 8,) if self.features == "uint8" else (numbers,)
 
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {"format": _FORMAT, "version": 1, "features": self.features, "made_from": self.made_from}
+
     def _begun(self) -> int:
-        """Whole rows that are there already."""
-        facts = {"format": _FORMAT, "version": 1, "features": self.features, "made_from": self.made_from}
+        """Rows that are there already, safe."""
         if not self._facts_path.exists() or not self.path.exists():
             self.remove()
-            try:
-                write_atomically(self._facts_path, json.dumps(facts).encode())
-            except RunError as error:
-                raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
+            self._write_facts(0)
             return 0
-        try:
-            found = json.loads(self._facts_path.read_bytes())
-        except ValueError:
-            found = None
-        if found != facts:
+        rows = self._noted()
+        if rows is None:
             raise RunError(
                 f"`{self.path}` holds features of another artifact, other weights or other rows",
                 hint=f"remove `{self.path}` and `{self._facts_path.name}`: they are made again",
             )
-        return min(self.path.stat().st_size // self.row_bytes, self.rows)
+        return rows if self.path.stat().st_size >= rows * self.row_bytes else 0
+
+    def _noted(self) -> int | None:
+        """How many rows are noted; None where what is noted is of another file."""
+        try:
+            found = json.loads(self._facts_path.read_bytes())
+            rows = found.pop("rows")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return rows if found == self._facts and type(rows) is int and 0 <= rows <= self.rows else None
 
 
 def fingerprint(*parts: str) -> str:

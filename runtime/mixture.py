@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeff.artifact import Artifact
+from edgeff.checked_rows import check_rows
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
 from edgeff.manifest import Manifest
-from edgeff.rows import JoinedRows, Rows, row_blocks, select_rows
+from edgeff.rows import JoinedRows, Rows, select_rows
 from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.guard import guard_split
 from edgeff.runtime.network import preprocessing_of
@@ -26,21 +27,36 @@ class RunRows:
     Attributes:
         training: Replay rows and the user's own.
         guard: Held out.
+        left_out: Rows of the user's that are in neither, because they overlap the guard.
     """
 
     training: TrainingRows
     guard: Dataset
+    left_out: int = 0
 
 
-def prepare_rows(artifact: Artifact, dataset: Dataset, settings: AdaptSettings) -> RunRows:
+def prepare_rows(
+    artifact: Artifact, dataset: Dataset, settings: AdaptSettings, judged_by: Dataset | None = None
+) -> RunRows:
     """Check, split and mix the rows.
+
+    Args:
+        artifact: What is trained.
+        dataset: The user's rows.
+        settings: Of the run.
+        judged_by: Rows to judge by; None to hold some of the user's out.
 
     Raises:
         DataError: The rows do not fit the artifact or do not suffice, or it lacks the replay rows.
         RunError: A fraction outside 0..1.
     """
-    check_dataset(artifact.manifest, dataset)
-    own, guard = guard_split(dataset, settings.guard_fraction)
+    check_rows(artifact.manifest, dataset)
+    own, held_out = guard_split(dataset, settings.guard_fraction)
+    guard = dataset.select(held_out)
+    if judged_by is not None:
+        check_rows(artifact.manifest, judged_by)
+        guard = judged_by
+    _check_not_one_class(artifact.manifest, dataset, settings)
     # Replay rows first: joined rows take the dtype of their first part, and that of replay rows is the model's.
     parts: list[Rows] = []
     labels = []
@@ -62,32 +78,17 @@ def prepare_rows(artifact: Artifact, dataset: Dataset, settings: AdaptSettings) 
         seed=settings.seed,
     )
     y = np.concatenate([*labels, dataset.y[own]])
-    return RunRows(
-        TrainingRows(PreprocessedRows(x, preprocessing_of(artifact.manifest)), y, order), dataset.select(guard)
+    training = TrainingRows(PreprocessedRows(x, preprocessing_of(artifact.manifest)), y, order)
+    return RunRows(training, guard, len(dataset) - len(own) - len(held_out))
+
+
+def _check_not_one_class(manifest: Manifest, dataset: Dataset, settings: AdaptSettings) -> None:
+    """Refuse rows of one class alone: a model learns from them to say nothing else, and a guard of them agrees."""
+    if settings.replay_fraction or len(np.unique(dataset.y)) > 1:
+        return
+    name = manifest.classes[int(dataset.y[0])]
+    raise DataError(
+        f"all {len(dataset):,} rows of `{dataset.name}` are of the class `{name}`: a model learns from them to say "
+        "nothing else",
+        hint="give rows of other classes too, or train with replay rows (`--replay-fraction`)",
     )
-
-
-def check_dataset(manifest: Manifest, dataset: Dataset) -> None:
-    """Check that rows and labels are such as the artifact was made for; every row is read once.
-
-    Raises:
-        DataError: They are not: labels or class names, row shape or dtype, NaN or Inf.
-    """
-    dataset.check()
-    classes = len(manifest.classes)
-    if int(dataset.y.max()) >= classes:
-        row = int(dataset.y.argmax())
-        raise DataError(f"`{dataset.name}` has label {dataset.y[row]} in row {row}, the model has 0..{classes - 1}")
-    numbered = tuple(str(label) for label in range(classes))
-    if dataset.classes and manifest.classes != numbered and dataset.classes != manifest.classes:
-        raise DataError(
-            f"`{dataset.name}` has the classes {_listed(dataset.classes)}, the model {_listed(manifest.classes)}",
-            hint="labels must count the model's classes, in its order",
-        )
-    preprocessing = preprocessing_of(manifest)
-    for first, block in row_blocks(dataset.x):
-        preprocessing.check_raw(block, numbers=np.arange(first, first + len(block)))
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:5]) + (", ..." if len(names) > 5 else "")

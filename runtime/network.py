@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from edgeff.artifact import Artifact
 from edgeff.errors import RunError
 from edgeff.manifest import GraphKind, Manifest
@@ -14,6 +16,7 @@ from edgeff.runtime.engine import Array, Call, Engine, Graph, check_graph
 from edgeff.runtime.memory import BlockMemory, allocate_memories, allocate_memory, with_gradients
 from edgeff.runtime.store import AllWeights, ArtifactStore, GivenStore, Store
 
+_PIECE = 1 << 14
 # Calls of a block that are kept bound, for parts of a micro-batch; more are bound anew each time.
 _KEPT_CALLS = 16
 
@@ -79,6 +82,26 @@ class Network:
         runs = with_gradients(self.runs, accumulate)
         return replace(self, memories=tuple(memory and memory.over(runs) for memory in self.memories), runs=runs)
 
+    def forget_gradients(self) -> None:
+        """Give up what was summed of a batch's gradients."""
+        if "gradient" in self.runs:
+            self.runs["gradient"].fill(0)
+
+    def reset(self) -> None:
+        """Fill what is in memory as a run begins: with the artifact's weights, and no optimiser state."""
+        for memory in self.memories:
+            if memory is not None:
+                self.artifact.fill(memory.weights())
+                for array in memory.state().values():
+                    array.fill(0)
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first block in memory that holds a weight or state which is not a finite number."""
+        for memory in self.memories:
+            if memory is not None and not all(map(all_finite, (memory.weights() | memory.state()).values())):
+                return memory.spec.name
+        return None
+
 
 def open_network(
     artifact: Artifact,
@@ -135,6 +158,14 @@ def check_block_names(manifest: Manifest, names: Collection[str]) -> None:
     for name in names:
         if name not in known:
             raise RunError(f"the artifact has no block `{name}`", hint=f"its blocks: {', '.join(known)}")
+
+
+def all_finite(array: Array) -> bool:
+    """Whether there is no NaN or Inf, a piece at a time: the answer for a large array would itself be large."""
+    if array.dtype.kind != "f":
+        return True
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[i : i + _PIECE]).all() for i in range(0, len(flat), _PIECE))
 
 
 @dataclass(frozen=True)

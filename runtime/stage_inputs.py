@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from edgeff import disk
 from edgeff.artifact import Artifact
 from edgeff.rows import Rows
 from edgeff.runtime.features import FeatureFile, HandedOverRows, cannot_write, fingerprint
 from edgeff.runtime.network import Network
 from edgeff.runtime.plan import Features, Plan
+from edgeff.runtime.stops import Interrupted, Stop, never
 from edgeff.runtime.store import BlockFiles
 
 _CHUNK_BYTES = 1 << 16
@@ -29,13 +31,15 @@ class StageInputs:
         artifact: What is trained.
         files: Blocks that are finished.
         rows: Names the rows, so that features of other rows are not taken for theirs.
+        stop: Asked while a file is written; what is written of it is gone on with.
     """
 
-    def __init__(self, folder: Path, artifact: Artifact, files: BlockFiles, rows: str) -> None:
+    def __init__(self, folder: Path, artifact: Artifact, files: BlockFiles, rows: str, stop: Stop = never) -> None:
         self._folder = folder
         self._artifact = artifact
         self._files = files
         self._rows = rows
+        self._stop = stop
         self._made: dict[int, FeatureFile] = {}
 
     def prepare(self, network: Network, x: Rows, block: int, plan: Plan) -> list[str]:
@@ -52,6 +56,7 @@ class StageInputs:
 
         Raises:
             RunError: A file is there that was made from something else.
+            Interrupted: There was a reason to stop.
         """
         if block == 0 or plan.features == "rerun":
             return []
@@ -60,7 +65,8 @@ class StageInputs:
         try:
             self._check_room(file)
             for _ in file.fill(self._source(network, x, block, plan), plan.micro_batch):
-                pass
+                if self._stop():
+                    raise Interrupted
             self._made[block] = file
         except OSError as error:
             _remove(file)
@@ -81,7 +87,7 @@ class StageInputs:
         """Leave no features behind."""
         for path in self._folder.glob("features.*"):
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                disk.remove(path)
 
     def _source(self, network: Network, x: Rows, block: int, plan: Plan) -> Rows:
         """Rows run through the blocks before, from the nearest file there is."""

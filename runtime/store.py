@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from edgeff import disk
 from edgeff.artifact import Artifact
-from edgeff.atomic import atomic_file
+from edgeff.atomic import atomic_file, writing
 from edgeff.errors import RunError
 from edgeff.manifest import BlockSpec
 from edgeff.runtime.engine import Array
@@ -84,8 +85,13 @@ class BlockFiles:
             write_tensors(stream, memory.weights(), facts)
 
     def forget(self, block: BlockSpec) -> None:
-        """Take a block as the artifact has it again."""
-        self.path(block).unlink(missing_ok=True)
+        """Take a block as the artifact has it again.
+
+        Raises:
+            RunError: Its file cannot be removed.
+        """
+        with writing(self.path(block)):
+            disk.remove(self.path(block))
 
     def path(self, block: BlockSpec) -> Path:
         """The file of a block; block names are made of letters, digits, `_`, `-` and `.`."""

@@ -72,7 +72,26 @@ def read_facts(path: Path) -> dict[str, Any]:
             facts = json.loads(metadata[_FACTS])
     except OSError as error:
         raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise RunError(f"`{path}` is damaged: it is no file that edgeff wrote") from error
+    if not isinstance(facts, dict):
+        raise RunError(f"`{path}` is damaged: it is no file that edgeff wrote")
+    return facts
+
+
+def peek_facts(path: Path) -> dict[str, Any]:
+    """The facts of a file from its header alone, without a look at the tensors' bytes.
+
+    Raises:
+        RunError: The file is not there, or has no such header.
+    """
+    try:
+        with path.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            facts = json.loads(json.loads(stream.read(min(header_bytes, path.stat().st_size)))["__metadata__"][_FACTS])
+    except OSError as error:
+        raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise RunError(f"`{path}` is damaged: it is no file that edgeff wrote") from error
     if not isinstance(facts, dict):
         raise RunError(f"`{path}` is damaged: it is no file that edgeff wrote")

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +19,35 @@ from numpy.typing import NDArray
 from edgeff.errors import RunError
 from edgeff.optimizer import rates
 from edgeff.rows import Rows
-from edgeff.runtime.apply import applies
+from edgeff.runtime.apply import Apply, applies
 from edgeff.runtime.block_meter import BlockMeter
 from edgeff.runtime.buffers import Buffers, allocate_buffers
 from edgeff.runtime.meter import MemoryReading, Meter
 from edgeff.runtime.network import Chain, Graphs, Network, Part
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
 from edgeff.runtime.plan import BlockPlan, Plan
+from edgeff.runtime.stops import Interrupted, Stop, never
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
 }
+
+
+class NonFiniteLossError(RunError):
+    """The loss of a block is not a finite number, or its weights are not.
+
+    Attributes:
+        block: Its name.
+        step: The update at which it was seen.
+    """
+
+    def __init__(self, block: str, step: int, what: str) -> None:
+        super().__init__(
+            f"{what} at step {step}", hint="lower the learning rate, and look at the rows; the last checkpoint is kept"
+        )
+        self.block = block
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,9 @@ class Trainer:
         meter: Measures after every update.
         block_meter: Measures blocks one by one.
         only: Number of the one block to train; None for all.
+        stop: Asked between the micro-batches of a batch, which is left where there is a reason.
+        rate_factors: By block, what its learning rate is multiplied by; looked at when an epoch is begun.
+        stage: Blocks that are finished.
     """
 
     def __init__(
@@ -148,6 +169,9 @@ class Trainer:
         meter: Meter | None = None,
         block_meter: BlockMeter | None = None,
         only: int | None = None,
+        stop: Stop = never,
+        rate_factors: Mapping[str, float] | None = None,
+        stage: int = 0,
     ) -> None:
         self._network = network
         self._plan = plan
@@ -157,6 +181,9 @@ class Trainer:
         self._meter = meter
         self._block_meter = block_meter
         self._only = only
+        self._stop = stop
+        self._rate_factors = {} if rate_factors is None else rate_factors
+        self.stage = stage
 
     @property
     def network(self) -> Network:
@@ -176,18 +203,30 @@ class Trainer:
             After each update; between two of them the network's arrays are at rest.
 
         Raises:
-            RunError: The loss of a block is not a finite number.
+            NonFiniteLossError: The loss of a block is not a finite number.
+            Interrupted: There was a reason to stop inside a batch: the arrays are as they were before it.
             EngineError: A graph cannot be run.
             DataError: Rows cannot be read.
         """
-        update = _Update(self._network, self._plan, self._rows, self._seed, self._only, self._block_meter)
         batches = self._rows.order.batches_per_epoch
+        if start.batch >= batches:
+            return
+        update = _Update(
+            self._network,
+            self._plan,
+            self._rows,
+            self._seed,
+            self._only,
+            self._block_meter,
+            self._rate_factors,
+            self._stop,
+        )
         position = start
         for index in self._rows.order.batches(start.epoch, start.batch):
             began = time.perf_counter()
             position = replace(position, batch=position.batch + 1, step=position.step + 1)
             rate = self._learning_rate.at(position.step)
-            loss = update.run(index, position.step, rates(self._network.manifest.optimizer, rate, position.step))
+            loss = update.run(index, position.step, rate)
             seconds = time.perf_counter() - began
             measured = self._meter.read() if self._meter else None
             yield Progress(position, batches, loss, len(index), self._plan.micro_batch, seconds, rate, measured)
@@ -204,12 +243,17 @@ class _Update:
         seed: int,
         only: int | None,
         block_meter: BlockMeter | None,
+        rate_factors: Mapping[str, float],
+        stop: Stop,
     ) -> None:
         manifest = network.manifest
         self._network = network
         self._rows = rows
         self._seed = seed
         self._meter = block_meter
+        self._stop = stop
+        self._factors = {number: rate_factors.get(block.name, 1.0) for number, block in enumerate(manifest.blocks)}
+        self._one_rate = not rate_factors
         first = 0 if only is None else only
         parts: list[BlockPlan] = [part for part in plan.blocks if part.graphs] if only is None else [plan.blocks[only]]
         numbered = list(enumerate(parts, first))
@@ -229,22 +273,40 @@ class _Update:
             micro_batches=[part.micro_batch for part in parts],
             first=first,
         )
-        self._applies = applies(network, graphs, [one for one in numbered if one[1].trained], self._buffers)
+        trained_parts = [one for one in numbered if one[1].trained]
+        self._applies: list[tuple[float, Apply]] = [
+            (factor, apply)
+            for factor, group in groupby(trained_parts, key=lambda one: self._factors[one[0]])
+            for apply in applies(network, graphs, list(group), self._buffers)
+        ]
 
-    def run(self, index: NDArray[np.int64], step: int, scalars: Mapping[str, float]) -> dict[str, float]:
+    def run(self, index: NDArray[np.int64], step: int, rate: float) -> dict[str, float]:
         """One batch: the loss of every trained block."""
-        self._buffers.set_rates(scalars)
+        self._set_rate(rate, step)
         loss = dict.fromkeys(self._trained, 0.0)
         row = 0
         for part in even_parts(index, self._buffers.rows):
+            if row and self._stop():
+                self._network.forget_gradients()
+                raise Interrupted
             self._fill(part, batch_rows=len(index))
             for run in self._chain.parts(len(part)):
+                self._set_rate_of(self._factors[run.block] * rate, step)
                 self._run(run, step, row + run.rows.start, loss)
             row += len(part)
         self._check_finite(loss, step)
-        for apply in self._applies:
+        for factor, apply in self._applies:
+            self._set_rate_of(factor * rate, step)
             apply.run()
         return {self._name(block): value for block, value in loss.items()}
+
+    def _set_rate(self, rate: float, step: int) -> None:
+        self._buffers.set_rates(rates(self._network.manifest.optimizer, rate, step))
+
+    def _set_rate_of(self, rate: float, step: int) -> None:
+        """Set the rate of a block, unless it is that of all."""
+        if not self._one_rate:
+            self._set_rate(rate, step)
 
     def _fill(self, index: NDArray[np.int64], *, batch_rows: int) -> None:
         rows = len(index)
@@ -267,10 +329,8 @@ class _Update:
     def _check_finite(self, loss: Mapping[int, float], step: int) -> None:
         for block, value in loss.items():
             if not math.isfinite(value):
-                raise RunError(
-                    f"the loss of block `{self._name(block)}` is {value} at step {step}",
-                    hint="lower the learning rate; the last checkpoint is kept",
-                )
+                name = self._name(block)
+                raise NonFiniteLossError(name, step, f"the loss of block `{name}` is {value}")
 
     def _name(self, block: int) -> str:
         return self._network.manifest.blocks[block].name

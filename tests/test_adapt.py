@@ -1,6 +1,7 @@
 """Adapting to a user's rows: guard, replay, choice of the epoch, stopping and going on."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from tiny_artifact import CLASSES, FEATURES, Tiny, make_dataset, make_manifest, make_rows, write_tiny
+from tiny_artifact import CLASSES, FEATURES, Oracle, Tiny, make_dataset, make_manifest, make_rows, write_tiny
 
+import edgeff.runtime.adapt as adapt_module
+from edgeff.checked_rows import check_rows
 from edgeff.dataset import Dataset
 from edgeff.errors import BudgetError, DataError, RunError
 from edgeff.runtime.adapt import Adaptation, adaptation_request
@@ -23,11 +26,12 @@ from edgeff.runtime.evaluate import evaluate
 from edgeff.runtime.events import Finished, GuardResult, Notice, Stopped
 from edgeff.runtime.guard import best_epoch, guard_split
 from edgeff.runtime.meter import Meter
-from edgeff.runtime.mixture import check_dataset, prepare_rows
+from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
 from edgeff.runtime.plan import Request, plan, smallest_budget
 from edgeff.runtime.settings import AdaptSettings, default_settings
-from edgeff.runtime.trainer import Position, Progress
+from edgeff.runtime.stops import StopConditions
+from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer
 
 SETTINGS = AdaptSettings(epochs=3, batch_size=8, learning_rate=0.1, replay_fraction=0.25, checkpoint_steps=2, seed=5)
 
@@ -70,7 +74,7 @@ def stop_after(count):
 
     def stop():
         asked.append(None)
-        return len(asked) >= count
+        return "by a test" if len(asked) >= count else ""
 
     return stop
 
@@ -123,7 +127,7 @@ def test_the_result_counts_rows_and_measures(make_run):
     run = replace(make_run(), meter=Meter(), allocator=AllocatorMode("glibc, thresholds 65536", lean=True))
     events = list(run.run())
     result = events[-1].result
-    assert result["rows"] == {"trained_on": 36, "replay": 10, "guard": 12, "left_out": 0}
+    assert result["rows"] == {"trained_on": 36, "replay": 10, "guard": 12, "left_out": 0, "skipped": {}}
     assert result["planned_bytes"] == run.plan.planned_bytes
     assert result["measured"]["peak_bytes"] > 0
     assert result["allocator"] == "glibc, thresholds 65536"
@@ -169,12 +173,115 @@ def test_a_budget_that_cannot_hold_is_refused_before_anything_is_written(make_ru
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(make_run, artifact, engine):
+# --- losses that are not finite ---
+
+
+def test_a_rate_that_is_far_too_high_is_halved_three_times_and_then_the_run_ends(make_run, artifact, engine):
     run = make_run(settings=replace(SETTINGS, learning_rate=1e38, checkpoint_steps=1))
-    with pytest.raises(RunError, match=r"^the loss of block `block1` is (inf|nan) at step \d$"):
-        list(run.run())
+    events = []
+    with pytest.raises(RunError, match=r"^the loss of block `block1` is (inf|nan) at step \d$") as caught:
+        events.extend(run.run())
+    assert "lower the learning rate" in caught.value.hint
     checkpoint, _ = run.folder.load_checkpoint(open_network(artifact, engine, trained=["block1", "block2"]))
-    assert checkpoint.position.step >= 1
+    assert checkpoint.rate_factors["block1"] == 1 / 8
+    run.folder.check_best(open_network(artifact, engine), checkpoint.best)
+
+
+class BrokenOnce:
+    """Rows of which one is NaN the first few times it is read, as by a sensor or a cable that comes and goes."""
+
+    def __init__(self, x, row, times):
+        self._x, self._row, self._left = x, row, times
+        self.shape, self.dtype = x.shape, x.dtype
+
+    def __len__(self):
+        return len(self._x)
+
+    def __getitem__(self, key):
+        found = self._x[key].copy()
+        numbers = np.arange(len(self._x))[key]
+        if self._row in numbers and self._left:
+            self._left -= 1
+            found[numbers == self._row] = np.nan
+        return found
+
+
+def broken_run(make_run, monkeypatch, times, name="run", **settings):
+    """A run whose training meets NaN `times` times in a row."""
+    run = make_run(name, settings=replace(SETTINGS, replay_fraction=0.0, **settings))
+    rows = prepare_rows(run.artifact, run.dataset, run.settings)
+    training = replace(rows.training, x=BrokenOnce(rows.training.x[:], 5, times))
+    monkeypatch.setattr(adapt_module, "prepare_rows", lambda *_: replace(rows, training=training))
+    return run
+
+
+def test_a_run_goes_back_to_its_checkpoint_and_on_with_half_the_rate_for_the_block(make_run, monkeypatch):
+    run = broken_run(make_run, monkeypatch, times=1)
+    events = list(run.run())
+    (notice,) = of_kind(events, Notice)
+    assert re.fullmatch(
+        r"the loss of block `block1` is nan at step \d: back to step \d, and on with 0.5 of the learning rate "
+        r"for `block1`",
+        notice.text,
+    )
+    assert events[-1].result["rate_factors"] == {"block1": 0.5}
+    assert all(np.isfinite(list(event.loss.values())).all() for event in of_kind(events, Progress))
+    assert [event.epoch for event in of_kind(events, GuardResult)] == [0, 1, 2, 3]
+
+
+def test_half_the_rate_for_a_block_is_what_the_formulas_give(make_run, monkeypatch, artifact):
+    """From the first step on: all of the run is at half the rate for one block."""
+    run = broken_run(make_run, monkeypatch, times=1, batch_size=64, guard_fraction=0.0, epochs=2)
+    events = list(run.run())
+    assert [event.position.step for event in of_kind(events, Progress)] == [1, 2]
+    oracle = Oracle(Tiny(), artifact.tensors())
+    x, y = run.dataset.x, run.dataset.y
+    for step in (1, 2):
+        oracle.update(x, y, LearningRate(0.1, "cosine", steps=2).at(step), factors={"block1": 0.5})
+    kept = read_weights(run.folder.path, artifact.manifest_sha256)
+    for name, array in oracle.weights.items():
+        np.testing.assert_allclose(kept[name], array, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_went_back_and_was_stopped_goes_on_byte_for_byte(make_run, monkeypatch):
+    whole = broken_run(make_run, monkeypatch, times=1, name="whole")
+    list(whole.run())
+    parts = broken_run(make_run, monkeypatch, times=1, name="parts")
+    before = list(parts.run(stop=stop_after(9)))
+    assert of_kind(before, Notice)
+    assert isinstance(before[-1], Stopped)
+    broken_run(make_run, monkeypatch, times=0, name="parts")
+    list(parts.run(resume=True))
+    for name in ("best.safetensors", "checkpoint.safetensors"):
+        assert (whole.folder.path / name).read_bytes() == (parts.folder.path / name).read_bytes()
+
+
+def test_where_the_newest_checkpoint_is_no_better_the_one_before_is_gone_back_to(make_run, monkeypatch):
+    run = broken_run(make_run, monkeypatch, times=2, checkpoint_steps=1)
+    notices = [event.text for event in of_kind(list(run.run()), Notice)]
+    steps = [int(re.search(r"back to step (\d+)", text)[1]) for text in notices]
+    assert steps[1] == steps[0] - 1
+    assert "0.25 of the learning rate" in notices[1]
+
+
+def test_weights_that_are_not_finite_never_reach_a_checkpoint_or_the_guard(make_run, artifact, engine, monkeypatch):
+    run = make_run(settings=replace(SETTINGS, checkpoint_steps=1))
+    spoilt = []
+
+    def spoil(trainer, start):
+        for progress in real(trainer, start):
+            if progress.position.step == 6 and not spoilt:  # the last update before the guard
+                spoilt.append(progress)
+                trainer.network.memories[1].arrays["parameter.w"][0, 0] = np.inf
+            yield progress
+
+    real = Trainer.epoch
+    monkeypatch.setattr(Trainer, "epoch", spoil)
+    events = list(run.run())
+    (notice,) = of_kind(events, Notice)
+    assert notice.text.startswith("a weight of block `block2` is not finite at step 6: back to step 5")
+    network = open_network(artifact, engine, weights=read_weights(run.folder.path, artifact.manifest_sha256))
+    assert network.first_not_finite() is None
 
 
 # --- stopping and going on ---
@@ -206,13 +313,50 @@ def test_a_run_with_micro_batches_goes_on_byte_for_byte_too(make_run, artifact):
     assert best_bytes(whole) == best_bytes(parts)
 
 
-def test_a_stop_says_where_and_the_checkpoint_is_there(make_run):
+def run_updates(run, updates, **options):
+    """The events of a run that is stopped after so many updates."""
+    stop, events = StopConditions(max_steps=updates), []
+    for event in run.run(stop=stop, **options):
+        events.append(event)
+        if isinstance(event, Progress):
+            stop.count_step()
+    return events
+
+
+def test_a_stop_says_where_and_why_and_the_checkpoint_is_there(make_run):
     run = make_run()
-    events = list(run.run(stop=stop_after(3)))
-    assert events[-1] == Stopped(Position(1, 3, 3))
-    events = list(run.run(resume=True, stop=stop_after(3)))
-    assert events[-1].position.epoch == 2  # stopped at the end of the first: asked before the second begins
+    reason = "after the 3 updates asked for"
+    assert run_updates(run, 3)[-1] == Stopped(Position(1, 3, 3), reason)
+    events = run_updates(run, 3, resume=True)
+    # Stopped at the end of the epoch, before it is judged: that comes first when the run goes on.
+    assert events[-1] == Stopped(Position(1, 6, 6), reason)
+    assert not of_kind(events, GuardResult)
+    events = run_updates(run, 3, resume=True)
     assert of_kind(events, GuardResult)[0].epoch == 1
+    assert events[-1] == Stopped(Position(2, 3, 9), reason)
+
+
+def test_a_stop_while_the_guard_judges_for_the_first_time_begins_again(make_run):
+    run = make_run()
+    assert list(run.run(stop=lambda: "at once")) == [Stopped(Position(), "at once")]
+    assert kinds(run.run(resume=True)).count("Progress") == 18
+
+
+@pytest.mark.parametrize("after", range(1, 40, 3))
+def test_a_stop_between_two_micro_batches_leaves_the_batch_as_if_it_had_not_begun(make_run, after):
+    def in_micro_batches(name):
+        run = make_run(name)
+        parts = tuple(replace(part, graphs=("accumulate", "apply"), micro_batch=3) for part in run.plan.blocks)
+        return replace(run, plan=replace(run.plan, micro_batch=3, blocks=parts))
+
+    whole, parts = in_micro_batches("whole"), in_micro_batches("parts")
+    list(whole.run())
+    stopped = list(parts.run(stop=stop_after(after)))[-1]
+    assert isinstance(stopped, Stopped)
+    found = list(parts.run(resume=True))
+    assert of_kind(found, Progress)[0].position.step == stopped.position.step + 1
+    for name in ("best.safetensors", "checkpoint.safetensors"):
+        assert (whole.folder.path / name).read_bytes() == (parts.folder.path / name).read_bytes()
 
 
 def test_a_run_can_be_stopped_by_leaving_it(make_run):
@@ -276,7 +420,7 @@ def test_another_micro_batch_may_go_on_with_a_notice(make_run):
 def test_a_damaged_checkpoint_is_told_of_and_the_run_ends_as_it_would_have(make_run):
     whole, run = make_run("whole"), make_run()
     list(whole.run())
-    list(run.run(stop=stop_after(5)))
+    run_updates(run, 5)
     (run.folder.path / "checkpoint.safetensors").write_bytes(b"")
     events = list(run.run(resume=True))
     assert "is damaged" in of_kind(events, Notice)[0].text
@@ -358,11 +502,11 @@ def bad_rows(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.update(y=np.full(12, 4)), "`rows` has label 4 in row 0, the model has 0..3"),
-        (lambda p: p.update(y=np.full(12, -1)), "`rows` has label -1 in row 0, needed 0 or more"),
+        (lambda p: p.update(y=np.full(12, 4)), "`rows` has label 4 in row 0, needed 0..3"),
+        (lambda p: p.update(y=np.full(12, -1)), "`rows` has label -1 in row 0, needed 0..3"),
         (
             lambda p: p.update(classes=("d", "c", "b", "a")),
-            "`rows` has the classes `d`, `c`, `b`, `a`, the model `a`, `b`, `c`, `d`",
+            "`rows` has the classes `d`, `c`, `b`, `a`, needed `a`, `b`, `c`, `d`",
         ),
         (lambda p: p["x"].__setitem__((7, 0), np.nan), "row 7 has NaN"),
         (lambda p: p.update(x=p["x"][:, 1:]), "raw rows have shape (5,) and dtype float32"),
@@ -370,12 +514,12 @@ def bad_rows(change):
 )
 def test_rows_that_do_not_fit_the_model_are_refused_before_training(change, message):
     with pytest.raises(DataError) as caught:
-        check_dataset(make_manifest(Tiny()), bad_rows(change))
+        check_rows(make_manifest(Tiny()), bad_rows(change))
     assert str(caught.value).startswith(message)
 
 
 def test_rows_with_the_models_own_class_names_fit():
-    check_dataset(make_manifest(Tiny()), bad_rows(lambda p: p.update(classes=("a", "b", "c", "d"))))
+    check_rows(make_manifest(Tiny()), bad_rows(lambda p: p.update(classes=("a", "b", "c", "d"))))
 
 
 # --- guard ---

@@ -24,6 +24,7 @@ from edgeff.runtime.meter import Meter
 from edgeff.runtime.plan import plan, smallest_budget
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.stage_inputs import StageInputs
+from edgeff.runtime.stops import StopConditions
 from edgeff.runtime.trainer import Progress
 
 SETTINGS = AdaptSettings(epochs=2, batch_size=8, learning_rate=0.1, guard_fraction=0.25, seed=3)
@@ -127,14 +128,10 @@ def drive(run: Adaptation, acts: dict[int, Callable[[], object]], **options: Any
     return events
 
 
-def stop_after(count: int) -> Callable[[], bool]:
-    asked: list[None] = []
-
-    def stop() -> bool:
-        asked.append(None)
-        return len(asked) >= count
-
-    return stop
+def stop_after(updates: int) -> tuple[StopConditions, dict[int, Callable[[], object]]]:
+    """What stops a run after so many updates, and what `drive` has to do for it."""
+    stop = StopConditions(max_steps=1)
+    return stop, {updates: stop.count_step}
 
 
 MODES = [("sweep", ""), ("stage", "rerun"), ("stage", "float32")]
@@ -209,9 +206,8 @@ def test_a_run_whose_budget_is_lowered_ends_as_one_that_had_the_smaller_plan_fro
     assert [event.micro_batch for event in updates[:after]] == [lowered.plan.micro_batch] * after
     assert {event.micro_batch for event in updates[after:]} == {change.plan.micro_batch}
 
-    per_epoch = updates[0].batches
-    kept = [number for number in range(1, after + 1) if number % per_epoch]  # asked after each but an epoch's last
-    first = drive(before, {}, stop=stop_after(len(kept) + after // per_epoch))
+    stop, acts = stop_after(after)
+    first = drive(before, acts, stop=stop)
     assert len([event for event in first if isinstance(event, Progress)]) == after
     rest = drive(make_run("before", mode, low), {}, resume=True)
     assert [event.position for event in updates[after:]] == [

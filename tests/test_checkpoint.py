@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from tiny_artifact import Tiny, initial_weights, make_rows, write_tiny
 
 from edgeff.errors import RunError
+from edgeff.lock import is_locked
 from edgeff.runtime import checkpoint as checkpoint_module
 from edgeff.runtime.checkpoint import BEST, CHECKPOINT, PREVIOUS, Checkpoint, RunFolder, read_weights
 from edgeff.runtime.engine import OnnxRuntime
@@ -266,10 +267,19 @@ def test_a_checkpoint_of_a_later_version_is_passed_over_by_name(artifact, networ
 # --- the other files ---
 
 
-def test_a_folder_that_exists_is_refused(tmp_path):
+def test_a_folder_that_holds_anything_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=rf"^`{tmp_path}` exists already$") as caught:
         RunFolder(tmp_path).create({})
     assert "`--resume`" in caught.value.hint
+
+
+@pytest.mark.parametrize("left", [[], [".run.json.tmp"]])
+def test_a_run_begins_in_an_empty_folder_and_where_one_was_cut_off_before_it_began(tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_text("{")
+    RunFolder(tmp_path).create({"seed": 1})
+    assert RunFolder(tmp_path).facts() == {"seed": 1}
 
 
 def test_a_folder_that_is_not_there_cannot_be_gone_on_with(tmp_path):
@@ -297,19 +307,81 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 def test_the_best_weights_are_read_from_the_folder_or_the_file(artifact, network, folder):
     folder.write_best(network, epoch=3)
-    folder.write_checkpoint(network, mark(artifact))
-    for path in (folder.path, folder.path / BEST, folder.path / CHECKPOINT):
+    folder.write_checkpoint(network, mark(artifact, best=3))
+    for path in (folder.path, folder.best_after(3), folder.path / CHECKPOINT):
         found = read_weights(path, artifact.manifest_sha256)
         assert set(found) == set(network.weights())
         for name, array in found.items():
             np.testing.assert_array_equal(array, network.weights()[name])
+    folder.publish_best(3)
     assert read_facts(folder.best)["epoch"] == 3
+    assert read_weights(folder.path, artifact.manifest_sha256).keys() == found.keys()
 
 
-def test_weights_of_another_artifact_are_refused(network, folder):
+def test_weights_of_another_artifact_are_refused(artifact, network, folder):
     folder.write_best(network, epoch=3)
-    with pytest.raises(RunError, match=r"^`.*best.safetensors` belongs to another artifact$"):
+    folder.write_checkpoint(network, mark(artifact, best=3))
+    with pytest.raises(RunError, match=r"^`.*best.3.safetensors` belongs to another artifact$"):
         read_weights(folder.path, "0" * 64)
+
+
+def test_only_best_weights_that_a_checkpoint_names_are_kept(artifact, network, folder):
+    def kept():
+        return sorted(path.name for path in folder.path.glob("best.*"))
+
+    for epoch in range(3):
+        folder.write_best(network, epoch)
+        folder.write_checkpoint(network, mark(artifact, best=epoch))
+    assert kept() == ["best.1.safetensors", "best.2.safetensors"]
+    folder.write_checkpoint(network, mark(artifact, best=2))
+    assert kept() == ["best.2.safetensors"]
+    folder.write_best(network, 7)  # the power went before a checkpoint named it
+    folder.write_checkpoint(network, mark(artifact, best=2))
+    assert kept() == ["best.2.safetensors"]
+    folder.publish_best(2)
+    assert kept() == ["best.safetensors"]
+    folder.check_best(network, 2)
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_best_weights_that_are_lost_are_told_of(artifact, network, folder, spoil):
+    folder.write_best(network, 1)
+    folder.check_best(network, 1)
+    spoil(folder.best_after(1))
+    with pytest.raises(RunError, match=r"^the best weights so far are lost: ") as caught:
+        folder.check_best(network, 1)
+    assert caught.value.hint
+
+
+def test_a_state_of_another_stage_is_not_gone_back_to(artifact, engine, folder):
+    network = open_network(artifact, engine, trained=["block1", "block2"])
+    first = {name: array.copy() for name, array in network.weights().items()}
+    network.memories[0].arrays["parameter.w"].fill(9)
+    folder.write_checkpoint(network, mark(artifact))
+    assert folder.load_state(network, stage=1, older=False) is None
+    for name, array in network.weights().items():
+        np.testing.assert_array_equal(array, first[name])
+    assert folder.load_state(network, stage=0, older=True).position.stage == 0
+    assert (network.memories[0].arrays["parameter.w"] == 9).all()
+
+
+# --- two processes ---
+
+
+def test_a_folder_is_one_process_s_at_a_time_and_nobody_s_after_it_died(artifact, folder):
+    code = "import sys, pathlib; from edgeff.runtime.checkpoint import RunFolder\n"
+    code += "with RunFolder(pathlib.Path(sys.argv[1])).locked(): print('has it', flush=True); sys.stdin.readline()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "has it\n"
+        with pytest.raises(RunError, match=r"^the run in `.*run` is in use by another process$"), folder.locked():
+            pass
+        other.kill()
+        other.wait(30)
+    with folder.locked():
+        assert is_locked(folder.path / "run.json")
+    assert not is_locked(folder.path / "run.json")
 
 
 # --- kill ---

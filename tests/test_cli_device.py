@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 import safetensors.numpy
 from click.testing import Result
@@ -28,7 +29,9 @@ def test_training_tells_its_result_on_stdout_and_its_progress_on_stderr(tiny: Ti
     assert re.fullmatch(rf"{re.escape(str(out))}: {kept}", first)
     size = r"[\d.]+ [KMG]?i?B"
     assert re.fullmatch(
-        rf"floor {size}, training bytes measured {size}, planned {size}, budget {size}; \d+\.\d s", second
+        rf"floor {size}, training bytes measured {size}, planned {size}, budget {size}; "
+        rf"\d+\.\d s, {size} written to disk",
+        second,
     )
     assert re.findall(r"^epoch (\d)  guard accuracy 0\.\d{4}$", result.stderr, re.MULTILINE) == ["0", "1", "2"]
     assert {path.name for path in out.iterdir()} >= {"run.json", "best.safetensors", "result.json"}
@@ -129,6 +132,48 @@ def test_settings_given_are_those_the_run_has(tiny: TinyRun, tmp_path: Path) -> 
         "seed": 4,
     }
     assert settings == settings | wanted | {"epochs": 2, "guard_fraction": 0.3, "blocks": None}
+
+
+def test_rows_of_their_own_may_be_the_guard(tiny: TinyRun, tmp_path: Path) -> None:
+    found = json.loads(adapt(tiny, tmp_path / "run", "--guard", tiny.train, "--json").stdout)
+    assert found["rows"]["guard"] == found["guard"][0]["rows"] == 360
+    assert (found["rows"]["trained_on"], found["rows"]["left_out"]) == (240, 0)
+    other = edgeff(
+        *("train-on-device", tiny.artifact, "--data", tiny.own, "--out", tmp_path / "run", "--guard", tiny.own),
+        *("--epochs", 2, "--resume"),
+    )
+    assert "cannot be gone on with: its guard data differs" in other.stderr
+    both = edgeff(
+        *("train-on-device", tiny.artifact, "--data", tiny.own, "--out", tmp_path / "both", "--guard", tiny.train),
+        *("--guard-fraction", 0.5),
+    )
+    assert both.exit_code == 2
+
+
+def test_bad_rows_are_refused_or_left_out_and_counted(tiny: TinyRun, tmp_path: Path) -> None:
+    arrays = dict(np.load(tiny.own))
+    labels = arrays["y"].copy()
+    labels[[3, 50]] = 9
+    np.savez(tmp_path / "bad.npz", **{**arrays, "y": labels})
+    names = ("train-on-device", tiny.artifact, "--data", tmp_path / "bad.npz", "--epochs", 1, "--threads", 1)
+    refused = edgeff(*names, "--out", tmp_path / "refused")
+    assert refused.exit_code == 1
+    assert "has label 9 in row 3, needed 0..2" in refused.stderr
+    taken = edgeff(*names, "--out", tmp_path / "taken", "--skip-bad-rows", "--json")
+    assert taken.exit_code == 0, taken.stderr
+    assert "warning: left out 2 rows with a label that is no class" in taken.stderr
+    assert json.loads(taken.stdout)["rows"]["skipped"] == {"with a label that is no class": 2}
+
+
+def test_rows_of_one_class_alone_need_replay_rows(tiny: TinyRun, tmp_path: Path) -> None:
+    arrays = dict(np.load(tiny.own))
+    kept = {name: value if name == "classes" else value[arrays["y"] == 1] for name, value in arrays.items()}
+    np.savez(tmp_path / "walk.npz", **kept)
+    names = ("train-on-device", tiny.artifact, "--data", tmp_path / "walk.npz", "--epochs", 1, "--threads", 1)
+    refused = edgeff(*names, "--out", tmp_path / "refused", "--replay-fraction", 0)
+    assert refused.exit_code == 1
+    assert "are of the class `walk`: a model learns from them to say nothing else" in refused.stderr
+    assert edgeff(*names, "--out", tmp_path / "taken", "--replay-fraction", 0.5).exit_code == 0
 
 
 def test_evaluate_prints_accuracy_by_block(tiny: TinyRun) -> None:

@@ -125,10 +125,10 @@ def test_sigterm_leaves_a_checkpoint_and_resuming_ends_as_if_nothing_had_happene
             break
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 75
     assert stdout == ""
-    assert "Error: stopped after step " in stderr
-    assert "with a checkpoint\n\nhint: go on by `edgeff train-on-device ... --out " in stderr
+    assert "Error: stopped by SIGTERM, at step " in stderr
+    assert "nothing is lost\n\nhint: go on by `edgeff train-on-device ... --out " in stderr
     assert (cut / "checkpoint.safetensors").exists()
     assert not (cut / "result.json").exists()
 

@@ -150,7 +150,9 @@ def test_data_without_rows_are_refused(tiny: TinyRun, tmp_path: Path) -> None:
 def test_data_of_other_classes_are_refused(tiny: TinyRun, tmp_path: Path) -> None:
     data = saved(tmp_path / "d.npz", classes=np.array(["cat", "dog", "cow"]))
     message, _ = refused(adapt(tiny, tmp_path / "out", data=data))
-    assert message == f"`{data}` has the classes cat, dog, cow, needed {', '.join(CLASSES)}"
+    assert (
+        message == f"`{data}` has the classes `cat`, `dog`, `cow`, needed {', '.join(f'`{name}`' for name in CLASSES)}"
+    )
 
 
 def test_an_unknown_data_set_is_refused_with_near_names(tiny: TinyRun, tmp_path: Path) -> None:
@@ -382,7 +384,7 @@ def test_weights_of_another_artifact_are_refused(tiny: TinyRun, run_folder: Path
 
 def test_a_folder_that_is_no_run_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
     message, _ = refused(edgeff("evaluate", tiny.artifact, "--data", tiny.own, "--run", tmp_path))
-    assert message == f"`{tmp_path}` has no `best.safetensors`"
+    assert message == f"`{tmp_path}` has no weights of a run yet"
     assert refused(edgeff("export", tmp_path, "--out", tmp_path / "a"))[0].startswith(
         f"`{tmp_path}` is not a run folder"
     )
@@ -413,17 +415,17 @@ def refused_after_notes(result: Result) -> tuple[str, str]:
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny: TinyRun, tmp_path: Path) -> None:
+    adapt(tiny, tmp_path / "whole", "--epochs", 3)
     out = tmp_path / "run"
-    adapt(tiny, out, "--epochs", 3)
-    (out / "result.json").unlink()
-    whole = (out / "best.safetensors").read_bytes()
+    stopped = adapt(tiny, out, "--epochs", 3, "--checkpoint-steps", 1, "--max-steps", 3)
+    assert stopped.exit_code == 75, stopped.stderr
     checkpoint = out / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
-    result = adapt(tiny, out, "--epochs", 3, "--resume")
+    result = adapt(tiny, out, "--epochs", 3, "--checkpoint-steps", 1, "--resume")
     assert result.exit_code == 0, result.stderr
     assert "warning: " in result.stderr
     assert "the checkpoint before it is used" in result.stderr
-    assert (out / "best.safetensors").read_bytes() == whole
+    assert (out / "best.safetensors").read_bytes() == (tmp_path / "whole" / "best.safetensors").read_bytes()
 
 
 # --- pretraining ---

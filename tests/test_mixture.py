@@ -11,9 +11,10 @@ import pytest
 from tiny_artifact import FEATURES, Tiny, make_dataset, make_manifest, make_rows, write_tiny
 
 from edgeff.artifact import Artifact
+from edgeff.checked_rows import check_rows
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
-from edgeff.runtime.mixture import check_dataset, prepare_rows
+from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.settings import AdaptSettings
 
 SETTINGS = AdaptSettings(epochs=1, batch_size=8, learning_rate=0.1, replay_fraction=0.25)
@@ -115,28 +116,28 @@ def test_every_row_is_looked_at_however_many_blocks_of_rows_there_are() -> None:
     x[29_999, 3] = np.nan
     counted = Counted(x)
     with pytest.raises(DataError, match=r"^row 29999 has NaN"):
-        check_dataset(MANIFEST, Dataset("long", counted, np.zeros(len(x), np.int64)))
+        check_rows(MANIFEST, Dataset("long", counted, np.zeros(len(x), np.int64)))
     assert counted.reads.tolist() == [1] * len(x)
 
 
 def test_a_model_with_numbers_for_names_takes_rows_with_any_names() -> None:
     dataset = replace(make_dataset(12), classes=("w", "x", "y", "z"))
-    check_dataset(replace(MANIFEST, classes=("0", "1", "2", "3")), dataset)
+    check_rows(replace(MANIFEST, classes=("0", "1", "2", "3")), dataset)
     with pytest.raises(DataError) as caught:
-        check_dataset(MANIFEST, dataset)
-    assert str(caught.value) == "`demo` has the classes `w`, `x`, `y`, `z`, the model `a`, `b`, `c`, `d`"
-    assert caught.value.hint == "labels must count the model's classes, in its order"
+        check_rows(MANIFEST, dataset)
+    assert str(caught.value) == "`demo` has the classes `w`, `x`, `y`, `z`, needed `a`, `b`, `c`, `d`"
+    assert caught.value.hint == "give data with the classes that the model was pretrained on, in its order"
 
 
 def test_of_many_class_names_the_first_five_are_told() -> None:
     dataset = replace(make_dataset(12), classes=tuple("hgfedcb"))
-    with pytest.raises(DataError, match=r"has the classes `h`, `g`, `f`, `e`, `d`, \.\.\., the model `a`, `b`"):
-        check_dataset(MANIFEST, dataset)
+    with pytest.raises(DataError, match=r"has the classes `h`, `g`, `f`, `e`, `d`, \.\.\., needed `a`, `b`"):
+        check_rows(MANIFEST, dataset)
 
 
 def test_fewer_labels_than_the_model_has_classes_are_fine() -> None:
     x, _ = make_rows(6)
-    check_dataset(MANIFEST, Dataset("one class", x, np.full(6, 3)))
+    check_rows(MANIFEST, Dataset("one class", x, np.full(6, 3)))
 
 
 @pytest.mark.parametrize(
@@ -151,17 +152,17 @@ def test_floats_stand_for_one_another_and_integers_do_not(dtype: str, message: s
     x, y = make_rows(12)
     dataset = Dataset("rows", x.astype(dtype), y)
     if not message:
-        check_dataset(MANIFEST, dataset)
+        check_rows(MANIFEST, dataset)
         return
     with pytest.raises(DataError) as caught:
-        check_dataset(MANIFEST, dataset)
+        check_rows(MANIFEST, dataset)
     assert str(caught.value) == message
 
 
 def test_no_rows_are_refused() -> None:
     empty = Dataset("empty", np.zeros((0, FEATURES), np.float32), np.zeros(0, np.int64))
     with pytest.raises(DataError, match=r"^`empty` has no rows"):
-        check_dataset(MANIFEST, empty)
+        check_rows(MANIFEST, empty)
 
 
 def test_an_artifact_without_replay_rows_can_be_adapted_without(tmp_path: Path) -> None:

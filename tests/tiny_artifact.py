@@ -335,8 +335,11 @@ class Oracle:
         total = sum(weight * log for weight, log in zip(self.tiny.fusion, logs, strict=False))
         return total - np.log(np.exp(total).sum(axis=1, keepdims=True))
 
-    def update(self, x, y, learning_rate, blocks=None, keep=None):
-        """One batch; returns the loss of each trained block before it. `keep` masks rows out of the gradient."""
+    def update(self, x, y, learning_rate, blocks=None, keep=None, factors=None):
+        """One batch; returns the loss of each trained block before it.
+
+        `keep` masks rows out of the gradient, `factors` has by block what its learning rate is multiplied by.
+        """
         logs, inputs = self.scores(x)
         losses = {}
         for name, log, rows in zip(self.tiny.names, logs, inputs, strict=True):
@@ -346,7 +349,8 @@ class Oracle:
             losses[name] = -(log * target).sum() / len(y)
             d = (np.exp(log) - target) / len(y)
             d = d if keep is None else d * keep[name][:, None]
+            rate = learning_rate * (factors or {}).get(name, 1.0)
             for key, gradient in ((f"{name}.w", rows.T @ d), (f"{name}.b", d.sum(axis=0))):
                 self.velocity[key] = self.tiny.momentum * self.velocity[key] + gradient
-                self.weights[key] = self.weights[key] - learning_rate * self.velocity[key]
+                self.weights[key] = self.weights[key] - rate * self.velocity[key]
         return losses
