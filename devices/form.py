@@ -66,6 +66,8 @@ READERS: Mapping[str, Reader] = {
     "notes": reader.texts,
     "sources": reader.texts,
 }
+# For a key of many parts tomllib's time grows with the square of their number.
+MOST_BYTES = 32 * 1024
 REQUIRED = ("id", "name", "class", "architecture", "cpu", "onnxruntime_supported")
 
 
@@ -114,6 +116,10 @@ def read_form(content: bytes, stem: str, origin: str) -> dict[str, Any]:
     Raises:
         DeviceError: One line that says which rule is broken.
     """
+    if len(content) > MOST_BYTES:
+        raise DeviceError(
+            f"device profile `{origin}` has more than {MOST_BYTES:,} bytes", hint="those of the catalogue have 2,000"
+        )
     try:
         table = tomllib.loads(content.decode("utf-8"))
     # A ValueError of any kind: bad TOML, bad UTF-8, or a number with thousands of digits.

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgeff.devices.figure import Accelerator, Figure, Provider
-from edgeff.devices.form import PYTHON_CLASSES, DeviceClass, read_form
+from edgeff.devices.form import MOST_BYTES, PYTHON_CLASSES, DeviceClass, read_form
 from edgeff.devices.reader import near
 from edgeff.errors import DeviceError
 
@@ -171,7 +171,8 @@ def profile_names() -> tuple[str, ...]:
 
 def _load_path(path: Path) -> DeviceProfile:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
     except OSError as error:
         reason = error.strerror or "unreadable"
         raise DeviceError(

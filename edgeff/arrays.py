@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import struct
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from edgeff.cache import COMPRESSED, hold, open_stream, reading, stream_parts
 from edgeff.errors import DataError
 from edgeff.manifest import ITEM_BYTES
-from edgeff.rows import Array, FileRows, Rows, is_row_dtype
+from edgeff.rows import Array, FileRows, Rows, check_shape, is_row_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,6 +76,7 @@ def read_npy_header(stream: IO[bytes], name: str) -> NpyHeader:
         raise DataError(f"{name} is in Fortran order, needed C order (rows one after the other)", hint=_SAVE_AGAIN)
     if not is_row_dtype(dtype) and dtype.kind != "U":
         raise DataError(f"{name} has dtype {dtype.name}, needed one of {', '.join(ITEM_BYTES)}", hint=_SAVE_AGAIN)
+    check_shape(shape, dtype)
     return NpyHeader(shape, dtype, 8 + (4 if wide else 2) + length)
 
 
@@ -157,6 +159,20 @@ def _npy_parts(opened: Callable[[], AbstractContextManager[IO[bytes]]]) -> Itera
         yield from stream_parts(stream, header.data_bytes)
 
 
+def _texts(data: bytes, header: NpyHeader) -> tuple[str, ...]:
+    """The elements of an array of text.
+
+    Raises:
+        ValueError: They hold a number that is no character.
+    """
+    # numpy keeps four bytes for each character and makes texts of them unseen.
+    codes = np.frombuffer(data, header.dtype.byteorder + "u4")
+    if ((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+        raise ValueError("its text holds what is no character")
+    text: NDArray[np.str_] = np.frombuffer(data, header.dtype)
+    return tuple(str(name) for name in text)
+
+
 @dataclass(frozen=True)
 class NpzFile:
     """The arrays of a `.npz` file by name (without `.npy`)."""
@@ -191,8 +207,7 @@ class NpzFile:
                     "needed a one-dimensional array of text",
                     hint='write it as `np.array(["first name", "second name"])`',
                 )
-            text: NDArray[np.str_] = np.frombuffer(_exactly(stream, header.data_bytes), header.dtype)
-        return tuple(str(name) for name in text)
+            return _texts(_exactly(stream, header.data_bytes), header)
 
     @contextmanager
     def _opened(self, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
@@ -230,4 +245,11 @@ def open_npz(path: Path) -> NpzFile:
     odd = [info.filename for info in members if not info.filename.endswith(".npy")]
     if odd:
         raise DataError(f"`{path}` holds `{odd[0]}`, needed `.npy` members only", hint="write it with `np.savez`")
+    # numpy writes no others, and what an LZMA member says it needs to be unpacked may be all the memory there is.
+    packed = [info.filename for info in members if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
+    if packed:
+        raise DataError(
+            f"`{path}` holds `{packed[0]}` in a compression other than deflate",
+            hint="write it with `np.savez_compressed`",
+        )
     return NpzFile(path, {info.filename.removesuffix(".npy"): info for info in members})

@@ -6,6 +6,7 @@ into a cache folder and read from there. Every way in which a file can be broken
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,12 +30,17 @@ from edgeff.errors import DataError
 from edgeff.rows import Array, FileRows, Rows
 from edgeff.units import format_bytes
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 # Below this, decoded rows are simply held: a cache file would cost more than it saves.
 IN_MEMORY_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 18
 # xz packs zeros about 7,000 to 1, gzip 1,032 to 1: a header that claims more than this is not telling the truth.
 LARGEST_RATIO = 1 << 14
 COMPRESSED = (".gz", ".xz")
+# What unpacking an xz file may take; `xz -9` needs 65 MiB.
+_XZ_BYTES = 1 << 27
 
 # Changes when the same source would be decoded to other bytes.
 _CACHE_VERSION = 1
@@ -47,6 +53,7 @@ _BROKEN = (
     OverflowError,
     RuntimeError,  # zipfile: encrypted; ast: nested too deep
     ValueError,
+    csv.Error,
     lzma.LZMAError,
     pickle.UnpicklingError,
     struct.error,
@@ -106,11 +113,60 @@ def open_stream(path: Path, form: str) -> Iterator[IO[bytes]]:
             with gzip.open(path, "rb") as stream:
                 yield cast("IO[bytes]", stream)
         elif path.suffix == ".xz":
-            with lzma.open(path, "rb") as stream:
-                yield stream
+            with path.open("rb") as packed, io.BufferedReader(_XzReader(packed)) as stream:
+                yield cast("IO[bytes]", stream)
         else:
             with path.open("rb") as stream:
                 yield stream
+
+
+class _XzReader(io.RawIOBase):
+    """The content of an xz file.
+
+    `lzma.open` gives the decoder as much memory as a few bytes of the file ask for, up to 4 GiB.
+    """
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._decoder = _xz_decoder()
+        self._ahead = b""
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Unpack some bytes into a buffer; 0 at the end."""
+        target = memoryview(buffer)
+        unpacked = b""
+        while not unpacked:
+            if self._decoder.eof and not self._begin_stream():
+                return 0
+            unpacked = self._decoder.decompress(self._more(), len(target))
+        target[: len(unpacked)] = unpacked
+        return len(unpacked)
+
+    def _more(self) -> bytes:
+        if not self._decoder.needs_input:
+            return b""
+        data, self._ahead = self._ahead or self._packed.read(CHUNK_BYTES), b""
+        if not data:
+            raise EOFError("it ends inside its compressed data")
+        return data
+
+    def _begin_stream(self) -> bool:
+        """Whether another stream follows the one that ended; zeros may stand between."""
+        ahead = self._decoder.unused_data
+        while not (ahead := ahead.lstrip(b"\0")):
+            ahead = self._packed.read(CHUNK_BYTES)
+            if not ahead:
+                return False
+        self._decoder, self._ahead = _xz_decoder(), ahead
+        return True
+
+
+def _xz_decoder() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_BYTES)
 
 
 def stream_parts(stream: IO[bytes], nbytes: int) -> Iterator[Array]:
@@ -178,19 +234,32 @@ def _check_claim(source: Path, nbytes: int) -> None:
 
 
 @contextmanager
-def unpacked(path: Path, form: str) -> Iterator[Path]:
-    """The uncompressed content of a file as a temporary file, for decoders that need to read it out of order."""
+def unpacked(path: Path, form: str, nbytes: int) -> Iterator[Path]:
+    """The uncompressed content of a file as a temporary file, for decoders that need to read it out of order.
+
+    Args:
+        path: The file.
+        form: What it should be.
+        nbytes: What its content should come to; no more is written to the disk.
+
+    Raises:
+        DataError: The content is broken, or goes on after that.
+    """
     with cache_errors(), tempfile.TemporaryDirectory(prefix="unpack-", dir=_made(cache_folder())) as folder:
         target = Path(folder) / plain_name(path)
         with target.open("wb") as file:
-            file.writelines(_chunks(path, form))
+            file.writelines(_chunks(path, form, nbytes))
         yield target
 
 
-def _chunks(path: Path, form: str) -> Iterator[bytes]:
+def _chunks(path: Path, form: str, nbytes: int) -> Iterator[bytes]:
     # A generator of its own, so that a full disk is not taken for a source that cannot be read.
     with open_stream(path, form) as stream:
+        left = nbytes
         while chunk := stream.read(CHUNK_BYTES):
+            left -= len(chunk)
+            if left < 0:
+                raise EOFError(f"needed {nbytes:,} bytes, got more")
             yield chunk
 
 

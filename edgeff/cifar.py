@@ -78,7 +78,7 @@ def _reconstruct(*_: Any) -> _PickledArray:
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it encodes text as {encoding!r}")
+        raise pickle.UnpicklingError("it encodes text in another way than latin1")
     return text.encode("latin1")
 
 
@@ -90,6 +90,12 @@ _ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("_codecs", "encode"): _latin1,
 }
+
+
+# Commands that no batch has: sets, which find hashes (see `_set_items`), and an array as long as the file says.
+_REFUSED_COMMANDS = frozenset(
+    command[0] for command in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8)
+)
 
 
 class _Unpickler(pickle._Unpickler):
@@ -111,7 +117,34 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("it sets attributes")
         target.__setstate__(state)
 
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    def load_setitem(self) -> None:
+        """Put a value into a dictionary."""
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._set_items([key, value])
+
+    def load_setitems(self) -> None:
+        """Put values into a dictionary."""
+        self._set_items(self.pop_mark())  # type: ignore[attr-defined]
+
+    def load_dict(self) -> None:
+        """Make a dictionary."""
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self.stack.append({})  # type: ignore[attr-defined]
+        self._set_items(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        # Tuples inside tuples take a few bytes each, and finding their hash may take forever or all of the stack.
+        if not all(isinstance(key, str | bytes | int) for key in items[::2]):
+            raise pickle.UnpicklingError("it has keys that are neither texts nor numbers")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _REFUSED_COMMANDS},
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+    }
 
     def get_extension(self, code: int) -> None:
         """Refuse registered extensions."""
@@ -119,7 +152,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: object) -> Any:
         """Refuse references to things outside the file."""
-        raise _Refused(f"outside object {pid!r}")
+        raise _Refused("an object outside of it")
 
 
 class _Refused(Exception):
@@ -178,7 +211,7 @@ def _pixels(array: Any, path: Path) -> Array:
         code = dtype.code
         usable = bytes(code, "ascii") if isinstance(code, str) else code
         if usable not in (b"u1", b"uint8") or fortran or len(shape) != 2 or shape[1] != _IMAGE_BYTES:
-            raise ValueError(f"shape {shape}, dtype {code!r}")
+            raise ValueError("another shape or dtype")
         return np.frombuffer(data, np.uint8).reshape(shape[0], *_IMAGE)
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(f"`{path}` has no `data` of shape (images, 3072) and dtype uint8", hint=_NO_BATCH) from error
@@ -204,7 +237,7 @@ def cifar_residual_rows(path: Path) -> Rows:
 
 def _decoded(path: Path, header: NpyHeader) -> Iterator[Array]:
     images = header.shape[1]
-    with unpacked(path, "npy file") as plain:
+    with unpacked(path, "npy file", header.nbytes + header.data_bytes) as plain:
         # Plane by plane in the file, image by image out of it.
         flat = checked_rows(FileRows(plain, header.nbytes, (3 * images, 32, 32), header.dtype), "residuals")
         for first in range(0, images, _BLOCK_ROWS):

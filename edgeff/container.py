@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 _ENCRYPTED_FLAG = 0x1
 # Of the 30 bytes before a member's name only the lengths of name and extra field matter here.
 _LOCAL_HEADER = struct.Struct("<26xHH")
+# What `zipfile` raises on bytes that were changed: names that are no UTF-8, versions, methods and ciphers it does not
+# know, lengths that lead out of the file.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 _COPY_HINT = "copy the artifact again, or export the model again"
 _ZIP_HINT = "make it with `edgeff export --out NAME.zip`, or pack the folder's files with `zip -0 -X -D -r`"
 
@@ -128,7 +139,7 @@ class Zip:
 
     def read(self, file: str) -> bytes:
         """All bytes of the member, checked against the zip's checksum."""
-        with self._reading() as archive:
+        with self._reading() as archive, self._whole():
             return archive.read(self._member(archive, file))
 
     @contextmanager
@@ -136,7 +147,8 @@ class Zip:
         """A stream of the member's bytes."""
         with self._reading() as archive, open(self.path, "rb") as whole:
             member = self._member(archive, file)
-            archive.open(member).close()  # compares the member's own header with the directory
+            with self._whole():
+                archive.open(member).close()  # compares the member's own header with the directory
             with io.BufferedReader(_Window(whole, _data_start(whole, member), member.file_size)) as stream:
                 yield stream
 
@@ -153,12 +165,28 @@ class Zip:
     @contextmanager
     def _reading(self) -> Iterator[zipfile.ZipFile]:
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with self._whole():
+                archive = zipfile.ZipFile(self.path)
+            with archive:
                 yield archive
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise ArtifactError(f"`{self.path}` is a damaged zip: {error}", hint=_COPY_HINT) from error
         except OSError as error:
             raise _unreadable(self.path, error) from error
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Turn whatever `zipfile` raises on a damaged zip into one error; nothing else may run inside."""
+        try:
+            yield
+        except _DAMAGED as error:
+            raise ArtifactError(f"`{self.path}` is a damaged zip: {error}", hint=_COPY_HINT) from error
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip does."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # the end of one part of several
+        return False
 
 
 class _Window(io.RawIOBase):

@@ -142,6 +142,8 @@ def _recording(line: list[str], row: int, samples: int) -> _Recording:
     if len(line) != 4:
         raise ValueError(f"row {row} has {len(line)} columns, needed 4")
     number, user, start, length = (int(text) for text in line)
+    if max(abs(number), abs(user)) > np.iinfo(np.int64).max:
+        raise ValueError(f"row {row} has a number beyond 64 bits")
     if start < 0 or length < 1 or start + length > samples:
         raise ValueError(f"row {row} has samples {start}..{start + length}, but the signal has {samples}")
     return _Recording(number, user, start, length)
@@ -161,7 +163,7 @@ def _signal(path: Path) -> Rows:
 
 def _time_major(path: Path, header: NpyHeader) -> Iterator[Array]:
     samples = header.shape[1]
-    with unpacked(path, "npy file") as plain:
+    with unpacked(path, "npy file", header.nbytes + header.data_bytes) as plain:
         flat = checked_rows(FileRows(plain, header.nbytes, (CHANNELS * samples,), header.dtype), "differences")
         last = np.zeros(CHANNELS, np.int16)
         for first in range(0, samples, _BLOCK_SAMPLES):

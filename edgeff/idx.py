@@ -14,7 +14,7 @@ import numpy as np
 from edgeff.arrays import checked_rows
 from edgeff.cache import COMPRESSED, hold, open_stream, plain_name, stream_parts
 from edgeff.errors import DataError
-from edgeff.rows import Array, FileRows, Rows
+from edgeff.rows import Array, FileRows, Rows, check_shape
 
 # The third byte of the magic number, as http://yann.lecun.com/exdb/mnist/ gave it.
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -44,8 +44,9 @@ def _read_header(stream: IO[bytes], path: Path) -> Header:
             hint="MNIST's image files begin with 00 00 08 03, its label files with 00 00 08 01",
         )
     sizes = stream.read(4 * magic[3])
-    shape = struct.unpack(f">{magic[3]}I", sizes)
-    return shape, np.dtype(_TYPES[magic[2]]), 4 + len(sizes)
+    shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(_TYPES[magic[2]])
+    check_shape(shape, dtype)
+    return shape, dtype, 4 + len(sizes)
 
 
 def _parts(path: Path) -> Iterator[Array]:

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -191,13 +191,15 @@ class Node:
                 raise ArtifactError(f"missing key {self._child(key, None).place}", hint=HINT)
         return children
 
-    def elements(self) -> list[Node]:
-        """A list."""
+    def elements(self, most: int | None = None) -> Iterator[Node]:
+        """A list, of at most so many values; one after another, for a node takes a hundred times what a value takes."""
         if not isinstance(self.value, list):
             raise self.error("a list")
-        return [
+        if most is not None and len(self.value) > most:
+            raise self.error(f"a list of at most {most}")
+        return (
             Node(value, f"{self.path}[{index}]", self.document, self.read) for index, value in enumerate(self.value)
-        ]
+        )
 
     def optional(self) -> Node | None:
         """Itself, or None for `null`."""

@@ -119,7 +119,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"`{folder}` is not a run folder: no `{RECIPE}`", hint="make one by `edgeff pretrain`"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"`{path}` cannot be read: {error}") from error
     if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
         raise RunError(f"`{path}` is not a recipe of edgeff")

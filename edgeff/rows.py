@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from edgeff.errors import DataError
 from edgeff.manifest import ITEM_BYTES
 
+_MOST_AXES = 32
 Array = NDArray[Any]
 Index = slice | Array
 
@@ -47,6 +49,19 @@ class Rows(Protocol):
 def is_row_dtype(dtype: np.dtype[Any]) -> bool:
     """Whether rows may have this dtype: one of `edgeff.manifest.ITEM_BYTES`, in either byte order."""
     return dtype.fields is None and dtype.newbyteorder("=").name in ITEM_BYTES
+
+
+def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Check that rows of this shape, which a file claims, can be indexed and asked for.
+
+    Raises:
+        ValueError: More axes or bytes than numpy can count, or any number of rows that hold nothing.
+    """
+    # The axes that numpy 1 can have. For it an axis of 0 does not make the others smaller.
+    if len(shape) > _MOST_AXES or math.prod(max(size, 1) for size in shape) * dtype.itemsize > sys.maxsize:
+        raise ValueError(f"its header claims {len(shape)} axes of together more values than there can be")
+    if 0 in shape[1:]:
+        raise ValueError(f"its header claims rows that hold nothing: shape {shape}")
 
 
 def row_index(key: Index, rows: int) -> NDArray[np.int64]:

@@ -64,4 +64,6 @@ def _index(path: Path) -> tuple[list[str], list[int]]:
                 raise ValueError(f"row {row} is `{','.join(line)[:60]}`, needed row number, label, speaker and file")
             labels.append(line[1])
             speakers.append(int(line[2], 16) if line[2] else -1 - row)
+            if abs(speakers[-1]) > np.iinfo(np.int64).max:
+                raise ValueError(f"row {row} has a speaker beyond 64 bits")
     return labels, speakers

@@ -146,9 +146,14 @@ def _transpose_form(form: Form, step: Step, name: str) -> Form:
 
 def _reshape_form(form: Form, step: Step, name: str) -> Form:
     (shape, dtype), sizes = form, step["shape"]
-    if not _is_sizes(sizes) or math.prod(cast("Sequence[int]", sizes)) != math.prod(shape):
+    few = _is_sizes(sizes) and len(cast("Sequence[int]", sizes)) <= _MOST_AXES
+    if not few or math.prod(cast("Sequence[int]", sizes)) != math.prod(shape):
         raise DataError(f"{name} has shape {sizes!r}, needed one of {math.prod(shape):,} values as the row of {shape}")
     return tuple(cast("Sequence[int]", sizes)), dtype
+
+
+# More than numpy 1 can have.
+_MOST_AXES = 32
 
 
 def _is_sizes(value: object) -> bool:

@@ -35,6 +35,8 @@ DTYPES: Mapping[str, str] = {
 }
 
 _CHUNK_BYTES = 2**20
+# More than numpy 1 can have; the product of many more could not even be written down.
+_MOST_AXES = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def _stored(key: str, node: Node) -> tuple[StoredTensor, int]:
     offsets = [offset.integer() for offset in fields["data_offsets"].elements()]
     if len(offsets) != 2:
         raise fields["data_offsets"].error("two offsets")
-    shape = tuple(size.integer() for size in fields["shape"].elements())
+    shape = tuple(size.integer() for size in fields["shape"].elements(_MOST_AXES))
     spec = TensorSpec(key, shape, DTYPES[fields["dtype"].choice(DTYPES)])
     return StoredTensor(spec, offsets[0]), offsets[1]
 

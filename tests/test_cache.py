@@ -6,6 +6,7 @@ import gzip
 import lzma
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_a_full_disk_is_told_before_writing(source: Path, monkeypatch: pytest.Mo
 
 def test_a_cache_folder_that_cannot_be_made_is_named(source: Path, folder: Path) -> None:
     folder.write_text("a file")
-    for use in (lambda: held(source, LARGE, []), lambda: unpacked(source, "npy file").__enter__()):
+    for use in (lambda: held(source, LARGE, []), lambda: unpacked(source, "npy file", 1000).__enter__()):
         with pytest.raises(DataError) as caught:
             use()
         assert str(caught.value) == f"the cache folder `{folder}` cannot be used: File exists"
@@ -162,9 +163,38 @@ def test_streams_unpack_by_the_name_of_the_file(tmp_path: Path, suffix: str, pac
 
     with open_stream(path, "text") as stream:
         assert stream.read() == b"hello"
-    with unpacked(path, "text") as plain:
+    with unpacked(path, "text", 1000) as plain:
         assert plain.read_bytes() == b"hello"
     assert not plain.exists()
+
+
+def test_no_more_is_unpacked_than_there_should_be(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "zeros.xz"
+    path.write_bytes(lzma.compress(bytes(50_000_000)))
+    with pytest.raises(DataError) as caught, unpacked(path, "npy file", 1000):
+        pytest.fail("unpacked")
+    assert str(caught.value) == f"`{path}` is not a valid npy file: needed 1,000 bytes, got more"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("between", [b"", bytes(4), bytes(600_000)])
+def test_an_xz_file_may_be_several_with_zeros_between(tmp_path: Path, between: bytes) -> None:
+    path = tmp_path / "text.xz"
+    path.write_bytes(lzma.compress(b"hello ") + between + lzma.compress(b"world" * 100_000) + between)
+    with open_stream(path, "text") as stream:
+        assert stream.read() == b"hello " + b"world" * 100_000
+
+
+def test_an_xz_file_that_asks_for_gibibytes_to_be_unpacked_is_refused(tmp_path: Path) -> None:
+    packed = bytearray(lzma.compress(b"hello"))
+    begin, end = 12, 12 + 4 * packed[12]  # of the block's header, whose fifth byte says how large the dictionary is
+    packed[begin + 4] = 40
+    packed[end : end + 4] = zlib.crc32(packed[begin:end]).to_bytes(4, "little")
+    path = tmp_path / "text.xz"
+    path.write_bytes(packed)
+    with pytest.raises(DataError) as caught, open_stream(path, "text") as stream:
+        stream.read()
+    assert str(caught.value) == f"`{path}` is not a valid text: Memory usage limit exceeded"
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress)])

@@ -101,12 +101,13 @@ def test_a_series_takes_the_length_asked_for(tmp_path: Path) -> None:
         ("", ""),
         (":", ""),
         ("\0", ""),
-        ("x" * 5000, ""),
+        ("x" * 1000, ""),
     ],
 )
 def test_what_is_neither_name_nor_path_lists_the_known_names(spec: str, near: str, tmp_path: Path) -> None:
     error = error_of(lambda: open_dataset(spec, data_dir=tmp_path))
-    assert str(error) == f"`{spec}` is neither a file nor a known data set"
+    shown = spec.replace("\0", r"\x00")
+    assert str(error) == f"`{shown}` is neither a file nor a known data set"
     assert error.hint == f"{near}known: {', '.join(known_datasets())}"
 
 

@@ -369,6 +369,14 @@ def test_a_file_made_to_break_the_parser_is_refused(write: Write, extra: str) ->
 # What can be planned
 
 
+def test_a_file_that_is_too_large_to_be_a_profile_is_refused_before_it_is_read(write: Write) -> None:
+    """tomllib takes minutes for a key of so many parts."""
+    assert failure(write(new=".".join("a" * 500_000) + " = 1")) == (
+        "device profile `PATH` has more than 32,768 bytes",
+        "those of the catalogue have 2,000",
+    )
+
+
 def test_the_default_budget_is_app_ram_less_floor() -> None:
     pi = load_profile("pi-zero-2w")
     assert pi.floor is not None
