@@ -166,6 +166,7 @@ class RunFolder:
         }
         with atomic_file(self.best_after(epoch)) as stream:
             write_tensors(stream, network.weights(), facts)
+        self._remove_bests_but(epoch)
 
     def check_best(self, network: Network, epoch: int) -> None:
         """Check that the weights judged after an epoch are there, whole.
@@ -223,12 +224,13 @@ class RunFolder:
         self._remove_bests_but(checkpoint.best)
 
     def _remove_bests_but(self, epoch: int) -> None:
-        """Remove best weights that neither checkpoint names."""
+        """Remove best weights that no checkpoint names, nor is going to."""
         kept = {self.best_after(epoch)}
         if len(self._bests()) <= len(kept):
             return
-        with suppress(RunError):
-            kept.add(self.best_after(_parse_checkpoint(peek_facts(self.path / PREVIOUS), self.path / PREVIOUS).best))
+        for name in (CHECKPOINT, PREVIOUS):
+            with suppress(RunError):
+                kept.add(self.best_after(_parse_checkpoint(peek_facts(self.path / name), self.path / name).best))
         with writing(self.path):
             for path in self._bests():
                 if path not in kept:

@@ -122,6 +122,8 @@ class Run:
         network.forget_gradients()
         found = self._run.folder.load_state(network, stage=stage, older=factor == _OLDER_FACTOR)
         self._restore(found)
+        if found is None:  # from the beginning of the stage: what was judged since is forgotten
+            self._history, self._judged = self._history[: stage + 1], stage
         self._rate_factors[error.block] = factor
         position = found.position if found else Position(stage=stage)
         self._save(network, position, in_place=True)
@@ -144,7 +146,7 @@ class Run:
             yield Notice(str(error))
             return False
         except BudgetError:
-            self._save(network, position)
+            self._save_sound(network, position)
             raise
         if change:
             yield from self._take(change)
@@ -194,7 +196,8 @@ class Run:
         if checkpoint:
             self._history = _history_from(checkpoint.guard, self._run.folder.path)
             self._judged, self._saved = checkpoint.best, checkpoint.position
-            self._rate_factors.update(checkpoint.rate_factors)
+            for block, factor in checkpoint.rate_factors.items():
+                self._rate_factors[block] = min(factor, self._rate_factors.get(block, factor))
 
     def _save_now_and_then(self, network: Network, position: Position) -> None:
         every = self._run.settings.checkpoint_steps

@@ -29,9 +29,10 @@ from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
 from edgeff.runtime.plan import Request, plan, smallest_budget
+from edgeff.runtime.run import Run
 from edgeff.runtime.settings import AdaptSettings, default_settings
 from edgeff.runtime.stops import StopConditions
-from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer
+from edgeff.runtime.trainer import LearningRate, NonFiniteLossError, Position, Progress, Trainer
 
 SETTINGS = AdaptSettings(epochs=3, batch_size=8, learning_rate=0.1, replay_fraction=0.25, checkpoint_steps=2, seed=5)
 
@@ -262,6 +263,27 @@ def test_where_the_newest_checkpoint_is_no_better_the_one_before_is_gone_back_to
     steps = [int(re.search(r"back to step (\d+)", text)[1]) for text in notices]
     assert steps[1] == steps[0] - 1
     assert "0.25 of the learning rate" in notices[1]
+
+
+def test_a_run_without_a_checkpoint_goes_back_to_its_beginning_and_judges_anew(make_run, monkeypatch):
+    """As where the bound on what is written holds checkpoints back."""
+    run = broken_run(make_run, monkeypatch, times=0, checkpoint_steps=0)
+    monkeypatch.setattr(Run, "_save_if_allowed", lambda *_: None)
+    spoilt, real = [], Trainer.epoch
+
+    def spoil(trainer, start):
+        for progress in real(trainer, start):
+            if progress.position.epoch == 3 and not spoilt:
+                spoilt.append(progress)
+                raise NonFiniteLossError("block1", progress.position.step, "a loss")
+            yield progress
+
+    monkeypatch.setattr(Trainer, "epoch", spoil)
+    events = list(run.run())
+    assert "back to step 0" in of_kind(events, Notice)[0].text
+    assert [event.epoch for event in of_kind(events, GuardResult)] == [0, 1, 2, 1, 2, 3]
+    assert len(events[-1].result["guard"]) == 4
+    assert [path.name for path in run.folder.path.glob("best*")] == ["best.safetensors"]
 
 
 def test_weights_that_are_not_finite_never_reach_a_checkpoint_or_the_guard(make_run, artifact, engine, monkeypatch):

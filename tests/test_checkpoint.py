@@ -338,7 +338,11 @@ def test_only_best_weights_that_a_checkpoint_names_are_kept(artifact, network, f
     folder.write_best(network, 7)  # the power went before a checkpoint named it
     folder.write_checkpoint(network, mark(artifact, best=2))
     assert kept() == ["best.2.safetensors"]
+    for epoch in range(3, 9):  # no checkpoint comes in between
+        folder.write_best(network, epoch)
+    assert kept() == ["best.2.safetensors", "best.8.safetensors"]
     folder.publish_best(2)
+    folder.write_result({})
     assert kept() == ["best.safetensors"]
     folder.check_best(network, 2)
 

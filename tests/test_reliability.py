@@ -180,8 +180,9 @@ def test_nothing_grows_and_a_clock_that_jumps_does_no_harm(shop: Path, tmp_path:
     found = long_run(device_python, shop, tmp_path / "run", 5000)
     assert found["updates"] == 5000
     assert found["late"]["resident_bytes"] - found["early"]["resident_bytes"] < 2**20
-    for key in ("threads", "files", "disk_files"):
+    for key in ("threads", "files"):
         assert found["late"][key] <= found["early"][key]
+    assert found["late"]["disk_files"] <= 6
 
 
 def long_run(python: Path, shop: Path, out: Path, updates: int) -> dict:

@@ -52,7 +52,7 @@ def main(artifact: str, folder: str, updates: str) -> None:
     x = rng.normal(size=(_ROWS, *opened.manifest.input.shape)).astype(np.float32)
     rows = Dataset("rows", x, rng.integers(0, len(opened.manifest.classes), _ROWS))
     settings = AdaptSettings(
-        epochs=int(updates) * _BATCH // _ROWS + 1,
+        epochs=int(updates) * _BATCH // _ROWS * 11 // 10 + 1,  # the guard's rows are not trained on
         batch_size=_BATCH,
         learning_rate=0.001,
         guard_fraction=0.01,
