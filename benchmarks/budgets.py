@@ -23,7 +23,8 @@ import click
 from edgeff.artifact import open_artifact
 from edgeff.runtime.measure import UPDATES, measure_method
 from edgeff.runtime.methods import request_for
-from edgeff.runtime.plan import Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Request
 from edgeff.table import table
 from edgeff.units import format_bytes
 

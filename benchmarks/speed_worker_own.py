@@ -30,7 +30,7 @@ from edgeff.runtime.features import FeatureFile, HandedOverRows
 from edgeff.runtime.methods import METHODS, artifact_of, plan_trained
 from edgeff.runtime.network import Network, open_network, open_on_disk
 from edgeff.runtime.order import MixedOrder
-from edgeff.runtime.plan import Plan, Request
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.start import start
 from edgeff.runtime.store import ArtifactStore
 from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows

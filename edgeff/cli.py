@@ -58,6 +58,10 @@ class LazyGroup(click.Group):
             hint = error.hint or f"see `edgeff {ctx.invoked_subcommand} --help`"
             click.echo(f"Error: {error}\n\nhint: {hint}", err=True)
             sys.exit(error.exit_code)
+        except MemoryError:
+            hint = "end other programs, or give smaller sizes (`--micro-batch`, a smaller artifact or data set)"
+            click.echo(f"Error: the system has not enough memory for this\n\nhint: {hint}", err=True)
+            sys.exit(1)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing not in _EXTRAS:

@@ -15,7 +15,7 @@ from edgeff.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from edgeff.runtime.control import Control
-    from edgeff.runtime.plan import Plan, Request
+    from edgeff.runtime.plan_parts import Plan, Request
 
 # Digits and unit; Python would not even read thousands of digits as a number.
 _LONGEST_BUDGET = 40

@@ -16,7 +16,7 @@ from edgeff.manifest import Manifest
 from edgeff.report import Device, Measured, MethodRow, Report, build_report, measured_report
 
 if TYPE_CHECKING:
-    from edgeff.runtime.plan import Plan
+    from edgeff.runtime.plan_parts import Plan
     from edgeff.runtime.timeline import Timeline
 
 # What an HTML file of ours begins with.
@@ -60,7 +60,7 @@ class ArtifactPlanner:
             BudgetError: None fits.
         """
         from edgeff.runtime.methods import plan_trained
-        from edgeff.runtime.plan import Request
+        from edgeff.runtime.plan_parts import Request
 
         rows = self.updates * self.batch_size
         request = Request(

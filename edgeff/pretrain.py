@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,13 +157,15 @@ def pretrain(
     )
     steps = settings.epochs * batches_count(len(feeds[0]), settings.batch_size)
     run = _Run(prepared, [Learner(block, settings, steps=steps) for block in prepared.sequence])
-    folder = None
-    if out is not None:
-        folder = RunFolder(out, network, prepared, settings, preprocessing, train, validation)
-        checkpoint = folder.open(resume=resume)
-        if checkpoint is not None:
-            run.restore(checkpoint)
-    with _threads(settings.threads), _known_tokens(network):
+    with ExitStack() as held:
+        folder = None
+        if out is not None:
+            folder = RunFolder(out, network, prepared, settings, preprocessing, train, validation)
+            checkpoint = held.enter_context(folder.opened(resume=resume))
+            if checkpoint is not None:
+                run.restore(checkpoint)
+        held.enter_context(_threads(settings.threads))
+        held.enter_context(_known_tokens(network))
         for epoch in range(len(run.history) + 1, settings.epochs + 1):
             metrics = _epoch(run, feeds, settings, epoch, progress or _ignore)
             better = run.finish_epoch(metrics)

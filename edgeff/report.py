@@ -15,7 +15,7 @@ from edgeff.errors import BudgetError, EdgeffError
 from edgeff.manifest import Manifest
 
 if TYPE_CHECKING:
-    from edgeff.runtime.plan import BlockPlan, Plan
+    from edgeff.runtime.plan_parts import BlockPlan, Plan
     from edgeff.runtime.timeline import Timeline
 
 KINDS = ("weights", "gradients", "state", "activations", "graphs", "rows", "process")

@@ -10,7 +10,7 @@ from edgeff.report import DeviceRows, MethodRow, Report
 from edgeff.report_compare import activation_lines, comparison, tensor_bytes, tensors_sentence
 
 if TYPE_CHECKING:
-    from edgeff.runtime.plan import BlockPlan
+    from edgeff.runtime.plan_parts import BlockPlan
 
 
 def report_json(report: Report) -> dict[str, object]:

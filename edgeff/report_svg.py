@@ -16,7 +16,7 @@ from edgeff.report_text import seconds_text
 from edgeff.units import format_bytes
 
 if TYPE_CHECKING:
-    from edgeff.runtime.plan import Bytes
+    from edgeff.runtime.plan_parts import Bytes
     from edgeff.runtime.timeline import Bar, Stretch, Timeline
 
 # What every process takes comes first, what methods differ in last.

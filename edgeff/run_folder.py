@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from edgeff import __version__
 from edgeff.atomic import atomic_file, write_atomically
 from edgeff.errors import RunError
 from edgeff.learner import Evaluation
+from edgeff.lock import locked
 from edgeff.model import LocalNetwork, Source
 from edgeff.pretrain_settings import PretrainSettings
 
@@ -97,13 +99,24 @@ class RunFolder:
     train: Dataset
     validation: Dataset
 
-    def open(self, *, resume: bool) -> dict[str, Any] | None:
-        """Begin a run, or read the checkpoint of the one to go on with.
+    @contextmanager
+    def opened(self, *, resume: bool) -> Iterator[dict[str, Any] | None]:
+        """Begin a run, or read the checkpoint of the one to go on with; no other process may work in it meanwhile.
 
         Raises:
             RunError: The folder holds a run and `resume` is False; it cannot be written; its checkpoint is damaged or
-                of another run.
+                of another run; another process works in it.
         """
+        # Of the files of a run the only one that is never replaced.
+        what = f"the run in `{self.path}`"
+        if (self.path / REPLAY).exists():
+            with locked(self.path / REPLAY, what=what):
+                pass
+        checkpoint = self._open(resume=resume)
+        with locked(self.path / REPLAY, what=what):
+            yield checkpoint
+
+    def _open(self, *, resume: bool) -> dict[str, Any] | None:
         path = self.path
         if path.exists() and not path.is_dir():
             raise RunError(f"`{path}` is not a folder", hint="choose another run folder")

@@ -25,7 +25,7 @@ from edgeff.runtime.events import Event, Finished, Notice
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import check_block_names
-from edgeff.runtime.plan import Plan, Request
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.stage_run import StageRun
 from edgeff.runtime.stops import Stop, never

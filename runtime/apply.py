@@ -8,7 +8,8 @@ from itertools import groupby
 from edgeff.runtime.buffers import Buffers
 from edgeff.runtime.engine import Array, Call, Graph
 from edgeff.runtime.network import Graphs, Network
-from edgeff.runtime.plan import APPLY_NUMBERS, BlockPlan
+from edgeff.runtime.plan_bytes import APPLY_NUMBERS
+from edgeff.runtime.plan_parts import BlockPlan
 
 # Calls that are kept bound; where there are more, all are bound anew each time: they would take more memory than they
 # save time.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeff.runtime.evaluate import Evaluation
-from edgeff.runtime.plan import Plan
+from edgeff.runtime.plan_parts import Plan
 from edgeff.runtime.trainer import Position, Progress
 
 

@@ -27,7 +27,7 @@ from edgeff.rows import FileRows, Index, Rows, row_index
 from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import Array
 from edgeff.runtime.network import Chain, Graphs, Network
-from edgeff.runtime.plan import Features
+from edgeff.runtime.plan_parts import Features
 
 _FORMAT = "edgeff-features"
 _LEVELS = 255

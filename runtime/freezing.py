@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import Manifest
-from edgeff.runtime.plan import Plan, Request, plan
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Plan, Request
 
 
 def plan_freezing(manifest: Manifest, request: Request) -> Plan:

@@ -132,7 +132,7 @@ def main() -> None:
     given = _arguments()
     try:
         from edgeff.runtime.measured_run import measure_here
-        from edgeff.runtime.plan import Request
+        from edgeff.runtime.plan_parts import Request
         from edgeff.runtime.start import start
 
         engine, meter, allocator = start(given.threads)

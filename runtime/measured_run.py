@@ -26,7 +26,7 @@ from edgeff.runtime.measure import UPDATES, Measured, MeasuredBlock
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.methods import METHODS, artifact_of, plan_trained, request_for
 from edgeff.runtime.network import open_network
-from edgeff.runtime.plan import Plan, Request
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.trainer import Progress
 from edgeff.runtime.zeroth_order import ZerothOrder

@@ -14,7 +14,8 @@ from edgeff.artifact import Artifact
 from edgeff.baselines import CHECKPOINTED, PLAIN
 from edgeff.errors import RunError
 from edgeff.manifest import Manifest
-from edgeff.runtime.plan import Plan, Request, plan
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.zeroth_order import plan_zeroth_order
 
 

@@ -7,253 +7,30 @@ much as its largest phase. Of the plans that fit a budget the fastest by `edgeff
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
-from typing import Literal
 
 from edgeff.errors import BudgetError
-from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, Manifest
+from edgeff.manifest import BlockSpec, GraphKind, Manifest
 from edgeff.runtime.buffers import buffer_bytes, filling_bytes
 from edgeff.runtime.cost import disk_seconds, run_seconds, update_seconds
 from edgeff.runtime.engine import ARENA_MARGIN
 from edgeff.runtime.memory import ALIGNMENT
-from edgeff.units import format_bytes
+from edgeff.runtime.plan_bytes import (
+    BLOCK_BYTES,
+    PROCESS_BYTES,
+    arena_cost,
+    beside,
+    graph_transient_bytes,
+    session_bytes,
+)
+from edgeff.runtime.plan_parts import BlockPlan, Bytes, Features, Phase, Plan, Request, Schedule
+from edgeff.runtime.plan_refusals import by_memory, check_block_budgets, over_budget, over_cap
 
-Schedule = Literal["sweep", "stage"]
-Features = Literal["rerun", "float32", "float16", "uint8"]
-Preference = Literal["speed", "memory"]
-Updates = Literal["fused", "accumulated"]
-
-MIB = 2**20
 FEATURE_BYTES: Mapping[Features, int] = {"float32": 4, "float16": 2, "uint8": 1}
 # How often a group of rows is there in float32 while it is read from a file of features or written to one.
 READ_COPIES: Mapping[Features, float] = {"rerun": 1, "float32": 1, "float16": 1.5, "uint8": 2.25}
 WRITTEN_COPIES: Mapping[Features, float] = {"float32": 1, "float16": 2.5, "uint8": 3}
-
-# What a loaded graph takes: anonymous resident bytes (RssAnon) before and after loading and running once, in a fresh
-# process with the allocator's thresholds set, over the graphs of five presets (8 to 414 nodes) with onnxruntime 1.19.2
-# and 1.32, which agree. The line is near the upper edge of what was found: a step graph of 147 nodes took 716 kB, one
-# of 392 nodes 1,618 kB, a forward graph of 14 nodes 106 kB. Weights are inputs, so that none are inside.
-SESSION_BYTES = 96 * 1024
-NODE_BYTES = 4608
-# Each thread beyond the first, in each session: the same measurement with three threads.
-THREAD_BYTES = 80 * 1024
-# Whatever the model, found the same way: 1.6 to 2.5 MiB of program code that is read in when it first runs (kernels,
-# numpy's, Python's; how much depends on what the system has cached), and 0.5 to 1.7 MiB of Python objects, of heap that
-# cannot be returned, and of Python's table of names, which may double at any time: as much as was seen of both at once,
-# with a guard, replay rows and checkpoints.
-PROCESS_BYTES = 4 * MIB
-# And for each block: views of its arrays, what the manifest says of it alone, a bound call; 21 KiB with 5 parameters.
-BLOCK_BYTES = 28 * 1024
-# Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
-APPLY_NUMBERS = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """What is resident, by kind.
-
-    Attributes:
-        weights: Parameters and constant tensors.
-        gradients: Sums of gradients.
-        state: Of the optimiser.
-        activations: Alive inside graphs, kernels' own buffers included, and on their way between blocks.
-        graphs: Loaded graphs.
-        rows: Rows and labels that are kept in memory.
-        process: What the run takes whatever the model.
-    """
-
-    weights: int = 0
-    gradients: int = 0
-    state: int = 0
-    activations: int = 0
-    graphs: int = 0
-    rows: int = 0
-    process: int = 0
-
-    @property
-    def total(self) -> int:
-        """Of all kinds."""
-        return self.weights + self.gradients + self.state + self.activations + self.graphs + self.rows + self.process
-
-    def __add__(self, other: Bytes) -> Bytes:
-        return Bytes(
-            self.weights + other.weights,
-            self.gradients + other.gradients,
-            self.state + other.state,
-            self.activations + other.activations,
-            self.graphs + other.graphs,
-            self.rows + other.rows,
-            self.process + other.process,
-        )
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of the run, and the most that is resident in it.
-
-    Attributes:
-        name: `train`, `evaluate`, `train <block>`, `features for <block>`.
-        resident: By kind.
-    """
-
-    name: str
-    resident: Bytes
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """One block's part.
-
-    Attributes:
-        block: Its name.
-        trained: It updates itself; else it only hands over.
-        micro_batch: Rows that run at once.
-        graphs: That run while training, in order; none for blocks behind the last trained one.
-        weight_bytes: Parameters and buffers.
-        gradient_bytes: Gradient sums; 0 where the micro-batch is the batch.
-        state_bytes: Optimiser state.
-        session_bytes: Its loaded graphs while training; those it shares with a block before it count there.
-        transient_bytes: The most that is alive inside one run of a graph while training, beyond inputs and outputs.
-        forward_session_bytes: The loaded `forward` graph while evaluating.
-        forward_transient_bytes: The most that is alive inside one run of it.
-        budget_bytes: What it may take; None for no limit.
-    """
-
-    block: str
-    trained: bool
-    micro_batch: int
-    graphs: tuple[GraphKind, ...]
-    weight_bytes: int
-    gradient_bytes: int
-    state_bytes: int
-    session_bytes: int
-    transient_bytes: int
-    forward_session_bytes: int
-    forward_transient_bytes: int
-    budget_bytes: int | None = None
-
-    @property
-    def resident_bytes(self) -> int:
-        """Its arrays while it is trained."""
-        return self.weight_bytes + self.gradient_bytes + self.state_bytes
-
-    @property
-    def planned_bytes(self) -> int:
-        """All that this block accounts for at the worst moment of training."""
-        return self.resident_bytes + self.session_bytes + self.transient_bytes
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do, and the bytes over the floor it will take.
-
-    Attributes:
-        schedule: `sweep`: every batch passes all blocks. `stage`: one block after another, only it in memory.
-        batch_size: Rows of a batch.
-        micro_batch: Rows that go from block to block at once; every block's micro-batch is this or a part of it.
-        budget_bytes: What it had to fit in; None for no limit.
-        blocks: In order.
-        phases: Of the run.
-        features: For `stage`: how a block's inputs come about: by running the blocks before it again, or from files on
-            disk of that dtype.
-        disk_bytes: The most that these files take.
-        epoch_seconds: Estimate of one pass over the rows (of all blocks), good for comparing plans only.
-        written_bytes: To disk in such a pass, checkpoints left out.
-        read_bytes: From disk.
-        arena_bytes: Of the stretch of memory that is kept for graphs to run in; 0 where each run takes what it needs
-            from the system and returns it, which holds fewer bytes and takes longer.
-    """
-
-    schedule: Schedule
-    batch_size: int
-    micro_batch: int
-    budget_bytes: int | None
-    blocks: tuple[BlockPlan, ...]
-    phases: tuple[Phase, ...]
-    features: Features = "rerun"
-    disk_bytes: int = 0
-    epoch_seconds: float = 0.0
-    written_bytes: int = 0
-    read_bytes: int = 0
-    arena_bytes: int = 0
-
-    @property
-    def evaluation_rows(self) -> int:
-        """Rows that run at once in evaluations."""
-        return min(block.micro_batch for block in self.blocks) if self.schedule == "sweep" else self.micro_batch
-
-    @property
-    def planned_bytes(self) -> int:
-        """The most the run takes over the floor."""
-        return self.largest_phase.resident.total
-
-    @property
-    def training_bytes(self) -> int:
-        """The most it takes while it trains."""
-        return max(phase.resident.total for phase in self.phases if phase.name.startswith("train"))
-
-    @property
-    def largest_phase(self) -> Phase:
-        """The phase that takes most."""
-        return max(self.phases, key=lambda phase: phase.resident.total)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a plan is made for.
-
-    Attributes:
-        batch_size: Rows of a batch.
-        budget_bytes: What the run may take over the floor; None for no limit.
-        schedule: `sweep` or `stage`; None for `sweep` where it fits, else `stage`. They learn differently, so that
-            speed alone does not decide.
-        trained: Names of the blocks to train; None for all.
-        rows: That an epoch passes over.
-        row_bytes: Bytes of rows and labels that stay in memory.
-        threads: Of the engine; each has a stack in every session.
-        features: For `stage`; None for files of float32 where the disk has room, else running blocks again.
-        disk_bytes: What files of features may take.
-        block_budgets: Bytes that a block may take, by name.
-        prefer: `speed`, or `memory` for the smallest plan.
-        micro_batch: Rows that run at once, in all blocks; None for what is best.
-        updates: `fused`: a batch runs at once and every weight is updated as soon as its gradient is there.
-            `accumulated`: gradients are summed first. None for what is best.
-        returning_bytes: Program code that was given back before the start and comes back while training.
-        arena: Whether memory may be kept for graphs to run in; where it may, and fits, it is.
-    """
-
-    batch_size: int
-    budget_bytes: int | None = None
-    schedule: Schedule | None = None
-    trained: Collection[str] | None = None
-    rows: int = 1
-    row_bytes: int = 0
-    threads: int = 1
-    features: Features | None = None
-    disk_bytes: int = 0
-    block_budgets: Mapping[str, int] = field(default_factory=dict)
-    prefer: Preference = "speed"
-    micro_batch: int | None = None
-    updates: Updates | None = None
-    returning_bytes: int = 0
-    arena: bool = True
-
-    def __post_init__(self) -> None:
-        if self.budget_bytes is not None and self.budget_bytes <= 0:
-            raise BudgetError(
-                f"a budget of {self.budget_bytes} bytes holds nothing", hint="give for example `--budget 12MiB`"
-            )
-        if self.batch_size < 1:
-            raise BudgetError(f"a batch of {self.batch_size} rows cannot be trained on, needed 1 or more")
-        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
-            raise BudgetError(
-                f"a micro-batch of {self.micro_batch} rows is not from 1 to the batch's {self.batch_size}"
-            )
-        if self.updates == "fused" and self.micro_batch not in (None, self.batch_size):
-            raise BudgetError(
-                f"fused updates need the whole batch of {self.batch_size} rows at once, not {self.micro_batch}"
-            )
 
 
 def plan(manifest: Manifest, request: Request) -> Plan:
@@ -262,11 +39,11 @@ def plan(manifest: Manifest, request: Request) -> Plan:
     Raises:
         BudgetError: Nothing fits; says which block needs most, its largest tensors, and the smallest budget that works.
     """
-    _check_block_budgets(manifest, request)
+    check_block_budgets(manifest, request)
     for schedule in _schedules(request):
         fitting = [one for one in _plans(manifest, request, schedule) if _fits(one, request)]
         if fitting:
-            best = min(fitting, key=_by_memory if request.prefer == "memory" else _by_speed)
+            best = min(fitting, key=by_memory if request.prefer == "memory" else _by_speed)
             return _with_block_budgets(best, request)
     raise _nothing_fits(manifest, request)
 
@@ -288,20 +65,6 @@ def micro_batches(batch_size: int) -> Iterator[int]:
         yield batch_size
         batch_size //= 2
     yield 1
-
-
-def session_bytes(graph: GraphSpec, threads: int = 1) -> int:
-    """Planned bytes of a loaded graph."""
-    return SESSION_BYTES + NODE_BYTES * graph.nodes + THREAD_BYTES * (threads - 1)
-
-
-def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int, *, arena: bool) -> int:
-    """Bytes that one run of a graph needs: those alive inside it, or the stretch in which they find room."""
-    rows = APPLY_NUMBERS if kind == "apply" else micro_batch
-    return graph.arena_bytes(rows) if arena else graph.transient_bytes(rows)
-
-
-# --- candidates -------------------------------------------------------------------------------------------------------
 
 
 def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
@@ -422,19 +185,9 @@ def _stage_arena(manifest: Manifest, blocks: Sequence[BlockPlan], rows: int) -> 
     return max(forward, *(part.transient_bytes for part in blocks))
 
 
-def beside(arena: int, filling: int, inside: int) -> int:
-    """The most at once of what fills the buffers and what runs after it: an arena is there all the while."""
-    return arena_cost(arena) + filling if arena else max(filling, inside)
-
-
 def with_and_without_arena(request: Request) -> Sequence[Request]:
     """The request for plans with an arena, where one may be kept, and for plans without."""
     return [replace(request, arena=arena) for arena in ((True, False) if request.arena else (False,))]
-
-
-def arena_cost(size: int) -> int:
-    """Bytes of an arena of `size` bytes with its margin and its list of pieces: a pointer for every 256 bytes."""
-    return (size + ARENA_MARGIN) * 33 // 32 if size else 0
 
 
 def _left(request: Request, taken: int) -> int | None:
@@ -583,9 +336,6 @@ def _numbered(manifest: Manifest) -> Iterator[tuple[int, BlockSpec]]:
     return iter(enumerate(manifest.blocks))
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
-
-
 def _updates(request: Request) -> int:
     return -(-request.rows // request.batch_size)
 
@@ -626,9 +376,6 @@ def _prefix_seconds(manifest: Manifest, request: Request, rows: int, features: F
     return request.rows * sum(forward[: max(inputs, default=0)])
 
 
-# --- choice -----------------------------------------------------------------------------------------------------------
-
-
 def _fits(one: Plan, request: Request) -> bool:
     for block in one.blocks:
         cap = request.block_budgets.get(block.block)
@@ -641,10 +388,6 @@ def _fits(one: Plan, request: Request) -> bool:
 
 def _by_speed(one: Plan) -> tuple[float, int]:
     return one.epoch_seconds, one.planned_bytes
-
-
-def _by_memory(one: Plan) -> tuple[float, int]:
-    return one.planned_bytes, round(1e9 * one.epoch_seconds)
 
 
 def _with_block_budgets(chosen: Plan, request: Request) -> Plan:
@@ -671,15 +414,6 @@ def _slack(chosen: Plan, block: BlockPlan) -> int:
     return max(one.transient_bytes for one in chosen.blocks) - block.transient_bytes
 
 
-def _check_block_budgets(manifest: Manifest, request: Request) -> None:
-    known = [block.name for block in manifest.blocks]
-    for name, cap in request.block_budgets.items():
-        if name not in known:
-            raise BudgetError(f"there is no block `{name}` to give a budget to", hint=f"its blocks: {', '.join(known)}")
-        if cap <= 0:
-            raise BudgetError(f"a budget of {cap} bytes for block `{name}` holds nothing")
-
-
 def _nothing_fits(manifest: Manifest, request: Request) -> BudgetError:
     free = replace(request, budget_bytes=None, prefer="memory")
     plans = [one for schedule in _schedules(request) for one in _plans(manifest, free, schedule)]
@@ -691,51 +425,4 @@ def _nothing_fits(manifest: Manifest, request: Request) -> BudgetError:
             hint="give `--features rerun` to run blocks again instead, or `--features uint8` for smaller files",
         )
     fitting = [one for one in on_disk if _fits(one, free)]
-    return _over_budget(manifest, request, fitting) if fitting else _over_cap(manifest, request, on_disk)
-
-
-def _over_cap(manifest: Manifest, request: Request, plans: Sequence[Plan]) -> BudgetError:
-    """A block that keeps to its budget in no plan; where there is none, one that does not in the smallest plan."""
-
-    def over(parts: Iterable[BlockPlan]) -> list[BlockPlan]:
-        return [
-            part for part in parts if part.planned_bytes > request.block_budgets.get(part.block, part.planned_bytes)
-        ]
-
-    smallest = [
-        min(parts, key=lambda part: part.planned_bytes) for parts in zip(*(one.blocks for one in plans), strict=True)
-    ]
-    block = (over(smallest) or over(min(plans, key=_by_memory).blocks))[0]
-    return BudgetError(
-        f"block `{block.block}` needs {block.planned_bytes:,} bytes at micro-batch {block.micro_batch}, "
-        f"its budget is {request.block_budgets[block.block]:,}: {_largest_tensors(manifest, block)}",
-        hint=f"give it `--block-budget {block.block}={-(-block.planned_bytes // MIB)}MiB`",
-    )
-
-
-def _over_budget(manifest: Manifest, request: Request, plans: Sequence[Plan]) -> BudgetError:
-    """What the smallest of the plans needs, and who needs most of it."""
-    smallest = min(plans, key=_by_memory)
-    needed, budget = smallest.planned_bytes, request.budget_bytes or 0
-    block = max(
-        (one for one in smallest.blocks if one.graphs), key=lambda one: one.planned_bytes, default=smallest.blocks[0]
-    )
-    return BudgetError(
-        f"the run needs {needed:,} bytes, the budget is {budget:,}; most goes to block `{block.block}`: "
-        f"{format_bytes(block.planned_bytes)} at micro-batch {block.micro_batch} ({_largest_tensors(manifest, block)})",
-        hint=f"give it `--budget {-(-needed // MIB)}MiB`; the smallest budget that works is {needed:,} bytes",
-    )
-
-
-def _largest_tensors(manifest: Manifest, part: BlockPlan) -> str:
-    """The three largest of what a block holds at its worst moment, in words."""
-    block = next(one for one in manifest.blocks if one.name == part.block)
-    held = [(f"weight `{spec.name}`", spec.nbytes) for spec in block.parameters]
-    copies = len(block.slots) + (1 if part.gradient_bytes else 0)
-    held += [(f"gradient and state of `{spec.name}`", copies * spec.nbytes) for spec in block.parameters]
-    for kind in part.graphs:
-        if kind != "apply":
-            moment = block.graphs[kind].worst_moment(part.micro_batch)
-            held += [(f"`{one.name}` of {one.operator}", one.at(part.micro_batch)) for one in moment.tensors]
-    held.sort(key=lambda one: -one[1])
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in held[:3])
+    return over_budget(manifest, request, fitting) if fitting else over_cap(manifest, request, on_disk)

@@ -14,7 +14,7 @@ from edgeff.artifact import Artifact
 from edgeff.rows import Rows
 from edgeff.runtime.features import FeatureFile, HandedOverRows, cannot_write, fingerprint
 from edgeff.runtime.network import Network
-from edgeff.runtime.plan import Features, Plan
+from edgeff.runtime.plan_parts import Features, Plan
 from edgeff.runtime.stops import Interrupted, Stop, never
 from edgeff.runtime.store import BlockFiles
 

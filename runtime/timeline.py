@@ -15,7 +15,8 @@ from itertools import groupby
 from edgeff.manifest import BlockSpec, Manifest
 from edgeff.runtime.buffers import filling_bytes
 from edgeff.runtime.cost import run_seconds, update_seconds
-from edgeff.runtime.plan import BlockPlan, Bytes, Phase, Plan, beside, graph_transient_bytes
+from edgeff.runtime.plan_bytes import beside, graph_transient_bytes
+from edgeff.runtime.plan_parts import BlockPlan, Bytes, Phase, Plan
 
 # More bars than this nobody tells apart on a screen.
 MAX_BARS = 200

@@ -25,7 +25,7 @@ from edgeff.runtime.buffers import Buffers, allocate_buffers
 from edgeff.runtime.meter import MemoryReading, Meter
 from edgeff.runtime.network import Chain, Graphs, Network, Part
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
-from edgeff.runtime.plan import BlockPlan, Plan
+from edgeff.runtime.plan_parts import BlockPlan, Plan
 from edgeff.runtime.stops import Interrupted, Stop, never
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {

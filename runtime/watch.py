@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from edgeff.errors import BudgetError
 from edgeff.manifest import Manifest
 from edgeff.runtime.meter import Meter
-from edgeff.runtime.plan import Plan, Request, plan
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.units import format_bytes
 
 # Nearer to the budget than this, a smaller plan is looked for; it is to be smaller by as much again.

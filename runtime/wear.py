@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeff.manifest import Manifest
-from edgeff.runtime.plan import Plan
+from edgeff.runtime.plan_parts import Plan
 from edgeff.runtime.settings import AdaptSettings
 
 _HOUR_S = 3600.0

@@ -20,19 +20,9 @@ from edgeff.runtime.buffers import Buffers, allocate_buffers, buffer_bytes, fill
 from edgeff.runtime.cost import run_seconds
 from edgeff.runtime.network import Chain, Graphs, Network
 from edgeff.runtime.order import even_parts
-from edgeff.runtime.plan import (
-    BlockPlan,
-    Bytes,
-    Phase,
-    Plan,
-    Request,
-    beside,
-    graph_transient_bytes,
-    micro_batches,
-    process_bytes,
-    session_bytes,
-    with_and_without_arena,
-)
+from edgeff.runtime.plan import micro_batches, process_bytes, with_and_without_arena
+from edgeff.runtime.plan_bytes import beside, graph_transient_bytes, session_bytes
+from edgeff.runtime.plan_parts import BlockPlan, Bytes, Phase, Plan, Request
 from edgeff.units import format_bytes
 
 # Numbers of a direction that are drawn at once: they stay in a cache.

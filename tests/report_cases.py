@@ -12,7 +12,9 @@ from edgeff.manifest import Manifest
 from edgeff.manifest_json import from_json
 from edgeff.report import Device, Report, build_report
 from edgeff.runtime import plan as planning
-from edgeff.runtime.plan import Plan, Request, plan
+from edgeff.runtime import plan_bytes
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.timeline import Timeline, timeline
 
 LOCAL = ("stage", "sweep", "last-block")
@@ -85,7 +87,8 @@ class FakePlanner:
             request = replace(request, schedule="sweep", micro_batch=BATCH if method == "bp" else 1)
         with pytest.MonkeyPatch.context() as patch:
             for name, size in CONSTANTS.items():
-                patch.setattr(planning, name, size)
+                patch.setattr(plan_bytes, name, size)
+                patch.setattr(planning, name, size, raising=False)
             return plan(self.manifest, request)
 
     def timeline(self, method: str, plan: Plan) -> Timeline | None:

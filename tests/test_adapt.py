@@ -28,7 +28,8 @@ from edgeff.runtime.guard import best_epoch, guard_split
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
-from edgeff.runtime.plan import Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.run import Run
 from edgeff.runtime.settings import AdaptSettings, default_settings
 from edgeff.runtime.stops import StopConditions

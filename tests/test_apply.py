@@ -17,7 +17,8 @@ from edgeff.runtime.apply import applies
 from edgeff.runtime.buffers import allocate_buffers
 from edgeff.runtime.engine import Array, Call, Graph, OnnxRuntime
 from edgeff.runtime.network import Graphs, Network, open_network
-from edgeff.runtime.plan import Request, plan
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Request
 
 TINY = Tiny(blocks=4, fusion=(1.0,) * 4)
 

@@ -26,7 +26,7 @@ from edgeff.export.memory import bytes_alive, run_order, tensors_of
 from edgeff.manifest import GraphKind, Line
 from edgeff.presets import preset
 from edgeff.runtime.engine import ARENA_MARGIN, OnnxRuntime
-from edgeff.runtime.plan import arena_cost
+from edgeff.runtime.plan_bytes import arena_cost
 
 KINDS: tuple[GraphKind, ...] = ("step", "accumulate", "forward")
 

@@ -31,7 +31,8 @@ from edgeff.runtime.measure import measure_method
 from edgeff.runtime.methods import METHODS, artifact_of, available_methods, plan_trained, request_for
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
-from edgeff.runtime.plan import Plan, Request, plan
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.zeroth_order import ZerothOrder
 

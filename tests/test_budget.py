@@ -29,7 +29,8 @@ from edgeff.manifest import TensorSpec, TrainingDefaults
 from edgeff.preprocess import Preprocessing
 from edgeff.presets import preset
 from edgeff.runtime.adapt import adaptation_request
-from edgeff.runtime.plan import Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.settings import default_settings
 from edgeff.units import format_bytes
 

@@ -22,7 +22,8 @@ from edgeff.runtime.checkpoint import read_weights
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
-from edgeff.runtime.plan import Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.predict import predict
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer

@@ -428,6 +428,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny: TinyRun, t
     assert (out / "best.safetensors").read_bytes() == (tmp_path / "whole" / "best.safetensors").read_bytes()
 
 
+def test_where_there_is_no_memory_a_command_says_so(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("edgeff.runtime.evaluate.evaluate", none)
+    message, hint = refused(edgeff("evaluate", tiny.artifact, "--data", tiny.own))
+    assert message == "the system has not enough memory for this"
+    assert "--micro-batch" in hint
+
+
 # --- pretraining ---
 
 

@@ -17,7 +17,8 @@ from edgeff.errors import BudgetError
 from edgeff.manifest import Manifest, TensorSpec
 from edgeff.runtime.checkpoint import read_weights
 from edgeff.runtime.freezing import frozen_blocks, plan_freezing, trained_blocks
-from edgeff.runtime.plan import Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Request
 
 MIB = 2**20
 NAMES = ("block1", "block2", "block3", "block4")

@@ -16,17 +16,9 @@ from edgeff.errors import BudgetError
 from edgeff.manifest import HeldTensor, Line, Manifest, Moment
 from edgeff.runtime.buffers import allocate_buffers, buffer_bytes, filling_bytes
 from edgeff.runtime.memory import allocate_memory
-from edgeff.runtime.plan import (
-    APPLY_NUMBERS,
-    BLOCK_BYTES,
-    PROCESS_BYTES,
-    Plan,
-    Request,
-    micro_batches,
-    plan,
-    session_bytes,
-    smallest_budget,
-)
+from edgeff.runtime.plan import micro_batches, plan, smallest_budget
+from edgeff.runtime.plan_bytes import APPLY_NUMBERS, BLOCK_BYTES, PROCESS_BYTES, session_bytes
+from edgeff.runtime.plan_parts import Plan, Request
 
 MIB = 2**20
 BASE = make_manifest(Tiny(blocks=3, fusion=(1.0, 1.0, 1.0)))

@@ -13,7 +13,9 @@ from tiny_artifact import CLASSES, Tiny, make_manifest
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, Line, Manifest, Moment, TensorSpec, Work
-from edgeff.runtime.plan import APPLY_NUMBERS, Plan, Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_bytes import APPLY_NUMBERS
+from edgeff.runtime.plan_parts import Plan, Request
 
 MIB = 2**20
 BYTES = st.integers(0, 300_000)

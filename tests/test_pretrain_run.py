@@ -15,6 +15,7 @@ from torch import nn
 
 from edgeff.dataset import Dataset
 from edgeff.errors import ModelError, RunError
+from edgeff.lock import locked
 from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.preprocess import fit_preprocessing
 from edgeff.presets import load_factory, preset
@@ -174,6 +175,16 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     _run(tmp_path)
     with pytest.raises(RunError, match="holds a run already"):
         _run(tmp_path)
+
+
+def test_a_run_that_another_process_works_at_is_refused(tmp_path: Path) -> None:
+    _run(tmp_path)
+    with (
+        locked(tmp_path / "replay.safetensors", what="it"),
+        pytest.raises(RunError, match=r"^the run in `.*` is in use by another process$"),
+    ):
+        pretrain(_network(), TRAIN, VALIDATION, PREPROCESSING, SETTINGS, out=tmp_path, resume=True)
+    pretrain(_network(), TRAIN, VALIDATION, PREPROCESSING, SETTINGS, out=tmp_path, resume=True)
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from edgeff.report_text import (
     seconds_text,
     short_name,
 )
-from edgeff.runtime.plan import Bytes, Phase, Plan
+from edgeff.runtime.plan_parts import Bytes, Phase, Plan
 from edgeff.table import table
 
 

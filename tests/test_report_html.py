@@ -22,7 +22,7 @@ from edgeff.report_html import report_html
 from edgeff.report_panels import cards_of
 from edgeff.report_style import SCRIPT
 from edgeff.report_svg import placed, stacked_bar, ticks
-from edgeff.runtime.plan import Bytes, Plan
+from edgeff.runtime.plan_parts import Bytes, Plan
 from edgeff.runtime.timeline import Timeline
 
 _VOID = {"br", "link", "meta", "wbr"}

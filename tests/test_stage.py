@@ -26,7 +26,8 @@ from edgeff.runtime.events import Finished, GuardResult, Notice, Replanned, Stop
 from edgeff.runtime.features import encode
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network, open_on_disk
-from edgeff.runtime.plan import Features, Plan, Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Features, Plan, Request
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.stage_inputs import StageInputs
 from edgeff.runtime.store import BlockFiles

@@ -9,7 +9,9 @@ from report_cases import golden
 
 from edgeff.manifest import GraphSpec, Line, Manifest, Moment, Work
 from edgeff.runtime.buffers import filling_bytes
-from edgeff.runtime.plan import Plan, Request, arena_cost, plan
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_bytes import arena_cost
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.timeline import Bar, Timeline, timeline
 
 BATCH = 8

@@ -22,7 +22,8 @@ from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.network import open_network, preprocessing_of
 from edgeff.runtime.order import MixedOrder, graph_seed
-from edgeff.runtime.plan import Request, plan
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.predict import fuse, predict
 from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
 

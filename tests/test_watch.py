@@ -16,7 +16,8 @@ from edgeff.runtime import watch as watch_module
 from edgeff.runtime.block_meter import BlockMeter
 from edgeff.runtime.control import Control
 from edgeff.runtime.meter import Meter, Residency
-from edgeff.runtime.plan import Plan, Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.watch import Watch
 
 MIB = 2**20

@@ -13,7 +13,8 @@ from tiny_artifact import CLASSES, FEATURES, Tiny, make_manifest
 from edgeff.errors import BudgetError
 from edgeff.manifest import Line, Manifest, Moment
 from edgeff.runtime.buffers import buffer_bytes, filling_bytes
-from edgeff.runtime.plan import BLOCK_BYTES, PROCESS_BYTES, Plan, Request, session_bytes
+from edgeff.runtime.plan_bytes import BLOCK_BYTES, PROCESS_BYTES, session_bytes
+from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.timeline import timeline
 from edgeff.runtime.zeroth_order import plan_zeroth_order
 

@@ -28,7 +28,8 @@ from edgeff.manifest import Manifest
 from edgeff.manifest_json import from_json, to_json
 from edgeff.manifest_rules import weight_specs
 from edgeff.preprocess import Preprocessing
-from edgeff.runtime.plan import Request, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.tensor_stream import read_all_tensors
 from edgeff.tensor_file import check_values, read_index, read_tensor
 
