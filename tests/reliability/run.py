@@ -5,6 +5,7 @@ and a long run is made.
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -145,6 +146,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=100_000)
     parser.add_argument("--fuzz-seconds", type=int, default=10, help="For each reader.")
     options = parser.parse_args()
+    gc.collect()
+    gc.freeze()  # a run collects garbage at every turn: what is loaded here need not be looked at each time
     summary, began = Summary(), time.perf_counter()
     python = options.device_python.absolute()  # not resolved: a link to the interpreter is what makes the environment
     with tempfile.TemporaryDirectory(prefix="edgeff-reliability-") as name, ThreadPoolExecutor(1) as beside:
