@@ -150,7 +150,10 @@ def main() -> None:
     gc.freeze()  # a run collects garbage at every turn: what is loaded here need not be looked at each time
     summary, began = Summary(), time.perf_counter()
     python = options.device_python.absolute()  # not resolved: a link to the interpreter is what makes the environment
-    with tempfile.TemporaryDirectory(prefix="edgeff-reliability-") as name, ThreadPoolExecutor(1) as beside:
+    # In memory where that can be: a process that is killed leaves the same there, and a thousand runs wait for no disk.
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="edgeff-reliability-", dir=place) as name, ThreadPoolExecutor(1) as beside:
         shop = Path(name)
         write_tiny(shop / "artifact")
         x, y = make_rows(48, seed=3)
