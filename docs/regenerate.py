@@ -189,7 +189,8 @@ def commands_page() -> str:
     parts = [
         "# Commands",
         "Written by `.venv/bin/python docs/regenerate.py` from `edgeff <command> --help`. Results go to stdout,\n"
-        "progress and messages to stderr. Exit codes: 0, 1 (failed), 2 (usage). Tables have a JSON form (`--json`).",
+        "progress and messages to stderr. Exit codes: 0, 1 (failed), 2 (usage), 75 (stopped, to be gone on with).\n"
+        "Tables have a JSON form (`--json`).",
     ]
     for name in NAMES:
         command = main.get_command(context, name)

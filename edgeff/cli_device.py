@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeff.artifact import Artifact, open_artifact
-from edgeff.cli_options import ARTIFACT, DATA, DATA_DIR, JSON, RUN, THREADS, open_checked
+from edgeff.cli_options import ARTIFACT, DATA, DATA_DIR, JSON, RUN, THREADS, open_checked, refuse_inside
 from edgeff.cli_sign import require_signature_option
 from edgeff.units import format_bytes
 
 if TYPE_CHECKING:
     import numpy as np
+
+_MOST_RESERVED = 1 << 28
 
 
 @click.command()
@@ -47,7 +49,10 @@ def evaluate(
     engine = OnnxRuntime(threads)
     opened = open_artifact(artifact, trusted)
     rows = open_checked(data, data_dir, opened.manifest).dataset
-    engine.reserve(max(block.graphs["forward"].arena_bytes(micro_batch) for block in opened.manifest.blocks))
+    micro_batch = min(micro_batch, len(rows))
+    arena = max(block.graphs["forward"].arena_bytes(micro_batch) for block in opened.manifest.blocks)
+    # What a manifest says of itself is no reason to take any amount of memory: beyond this, as it is needed.
+    engine.reserve(arena if arena <= _MOST_RESERVED else 0)
     network = open_network(opened, engine, weights=_weights(opened, run_folder))
     found = run_evaluation(network, rows.x, rows.y, micro_batch=micro_batch)
     if as_json:
@@ -69,6 +74,7 @@ def finalize(artifact: Path, run_folder: Path | None, out: Path, trusted: tuple[
     from edgeff.runtime.engine import OnnxRuntime
     from edgeff.runtime.finalize import finalize as write_model
 
+    refuse_inside(out, artifact)
     engine = OnnxRuntime(1)
     opened = open_artifact(artifact, trusted)
     model = write_model(opened, _weights(opened, run_folder), out, engine=engine)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeff.errors import RunError
 from edgeff.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ DATA_DIR = click.option(
 RUN = click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Take the weights of this run.")
 THREADS = click.option("--threads", type=int, help="Of onnxruntime. Default: the fast cores, at most 4.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def refuse_inside(out: Path, artifact: Path) -> None:
+    """Refuse to write into an artifact, which holds what its manifest lists and nothing else.
+
+    Raises:
+        RunError: The path lies inside.
+    """
+    if artifact.is_dir() and out.resolve().is_relative_to(artifact.resolve()):
+        raise RunError(f"`{out}` lies inside the artifact `{artifact}`", hint="choose a place outside of it for --out")
 
 
 def open_checked(spec: str, data_dir: Path | None, manifest: Manifest, *, skip: bool = False) -> CheckedRows:

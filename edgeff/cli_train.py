@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from edgeff.cli_budget import (
     read_block_budgets,
 )
 from edgeff.cli_drive import drive, result_text
-from edgeff.cli_options import ARTIFACT, DATA, DATA_DIR, JSON, THREADS, open_checked
+from edgeff.cli_options import ARTIFACT, DATA, DATA_DIR, JSON, THREADS, open_checked, refuse_inside
 from edgeff.cli_sign import require_signature_option
 
 
@@ -132,8 +133,11 @@ def train_on_device(
     caps = read_block_budgets(block_budgets)
     if total and asked is None:
         raise click.UsageError("--total needs --budget")
+    if max_seconds is not None and not math.isfinite(max_seconds):
+        raise click.UsageError(f"--max-seconds takes a finite number, got {max_seconds}")
     if guard is not None and settings["guard_fraction"]:
         raise click.UsageError("--guard has the rows to judge by: leave --guard-fraction out")
+    refuse_inside(out, artifact)
     import edgeff.devices  # noqa: F401  (belongs to the floor)
     from edgeff.runtime.start import start
 

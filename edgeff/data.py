@@ -99,6 +99,8 @@ def _open_path(name: str, split: str, length: int | None) -> Dataset:
     path = Path(name)
     if path.is_dir():
         return read_folder(path, split, length=length)
+    if not path.is_file():
+        raise DataError(f"`{path}` is neither a file nor a folder", hint="pipes and devices are not read")
     if split:
         raise DataError(f"`{path}` is a file and has no split `{split}`", hint="give the path alone")
     return read_file(path, length=length)

@@ -97,7 +97,7 @@ class Dataset:
             needed = f"0..{past - 1}" if self.classes else "0 or more"
             raise DataError(
                 f"`{self.name}` has label {self.y[wrong[0]]} in row {wrong[0]}, needed {needed}",
-                hint="labels count from 0 in the order of the class names",
+                hint="labels count from 0 in the order of the class names; on the device see `--skip-bad-rows`",
             )
 
     def check_values(self) -> Dataset:
@@ -112,7 +112,7 @@ class Dataset:
                 if len(wrong):
                     raise DataError(
                         f"`{self.name}` has NaN or Inf in row {first + int(wrong[0])}",
-                        hint="leave such rows out, or fill the values in, before you give the data to edgeff",
+                        hint="leave such rows out (on the device by `--skip-bad-rows`), or fill the values in",
                     )
         return self
 

@@ -29,7 +29,8 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
         RunError: Another process holds it, or the file cannot be opened.
     """
     try:
-        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        # Without waiting: to open a pipe would take forever.
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
     try:

@@ -28,7 +28,7 @@ _MOST_AXES = 6
 
 Shape = tuple[int, ...]
 Axis = int | Literal["auto"] | None
-_MEND = "leave such rows out, or fill the values in, before you give the data to edgeff"
+_MEND = "leave such rows out (on the device by `--skip-bad-rows`), or fill the values in"
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,8 @@ def _create(path: Path, data: bytes, mode: int) -> None:
 def _read(path: Path, limit: int) -> bytes:
     """At most one byte more than the limit, by which a file that is too large is told."""
     try:
+        if path.exists() and not path.is_file():
+            raise SignatureError(f"`{path}` is no file", hint="give the file of a key or signature")
         with path.open("rb") as stream:
             return stream.read(limit + 1)
     except OSError as error:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeff import __version__
 from edgeff.artifact import Artifact
 from edgeff.dataset import Dataset
@@ -32,6 +34,8 @@ from edgeff.runtime.stops import Stop, never
 from edgeff.runtime.sweep_run import SweepRun
 
 RUN_FORMAT = "edgeff-run-on-device"
+# Rows whose values tell a data set from another with the same labels.
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Adaptation:
                 yield from self._check_resumed()
                 finished = self.folder.result()
                 if finished is not None:
+                    self.folder.check_published()
                     yield Finished(finished)
                     return
             rows = rows or prepare_rows(self.artifact, self.dataset, self.settings, self.guard)
@@ -127,7 +132,7 @@ class Adaptation:
             ("data", "data"),
             ("guard_data", "guard data"),
         ):
-            if began.get(key) != now.get(key):
+            if _identity(began.get(key)) != _identity(now.get(key)):
                 raise _other_run(self.folder.path, what)
         settings = began.get("settings")
         for key, value in now["settings"].items():
@@ -165,9 +170,16 @@ def adaptation_request(
 
 
 def _described(dataset: Dataset) -> dict[str, Any]:
-    """What tells rows from others."""
+    """What tells rows from others: their labels, and some of them; all of them would have to be read once more."""
     labels = hashlib.sha256(dataset.y.tobytes()).hexdigest()
-    return {"name": dataset.name, "rows": len(dataset), "labels_sha256": labels}
+    some = np.linspace(0, len(dataset) - 1, min(len(dataset), _LOOKED_AT)).astype(np.int64)
+    sample = hashlib.sha256(np.ascontiguousarray(dataset.x[some]).tobytes()).hexdigest()
+    return {"name": dataset.name, "rows": len(dataset), "labels_sha256": labels, "sample_sha256": sample}
+
+
+def _identity(described: object) -> object:
+    """Without the name: the same rows may be found by another path."""
+    return {**described, "name": ""} if isinstance(described, dict) else described
 
 
 def _other_run(path: Path, what: str) -> RunError:

@@ -63,8 +63,9 @@ class Buffers:
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Write the scalars of a step."""
-        for name, value in rates.items():
-            self.scalars[f"rate.{name}"][...] = value
+        with np.errstate(over="ignore"):  # a rate beyond float32 is Inf, and so is what comes of it
+            for name, value in rates.items():
+                self.scalars[f"rate.{name}"][...] = value
 
 
 def allocate_buffers(

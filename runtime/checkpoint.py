@@ -27,6 +27,7 @@ from edgeff import disk
 from edgeff.atomic import atomic_file, write_atomically, writing
 from edgeff.errors import RunError
 from edgeff.lock import locked
+from edgeff.plain_file import open_plain
 from edgeff.runtime.engine import Array
 from edgeff.runtime.network import Network
 from edgeff.runtime.tensor_stream import peek_facts, read_all_tensors, read_facts, read_tensors_into, write_tensors
@@ -89,9 +90,8 @@ class RunFolder:
                 path = self.best_after(_parse_checkpoint(peek_facts(self.path / name), self.path / name).best)
                 if path.is_file():
                     return path
-        raise RunError(
-            f"`{self.path}` has no weights of a run yet", hint="give a folder that `edgeff train-on-device` wrote"
-        )
+        state = "has lost its weights" if (self.path / RESULT).exists() else "has no weights of a run yet"
+        raise RunError(f"`{self.path}` {state}", hint="give a folder that `edgeff train-on-device` wrote")
 
     def best_after(self, epoch: int) -> Path:
         """The weights judged after an epoch, of a run that is not."""
@@ -138,8 +138,32 @@ class RunFolder:
         return _read_json(self.path / RUN)
 
     def result(self) -> dict[str, Any] | None:
-        """What the run came to; None while it is not finished."""
-        return _read_json(self.path / RESULT) if (self.path / RESULT).exists() else None
+        """What the run came to; None while it is not finished.
+
+        Raises:
+            RunError: It cannot be read, or is no result.
+        """
+        path = self.path / RESULT
+        if not os.path.lexists(path):
+            return None
+        found = _read_json(path)
+        if "best_epoch" not in found or "guard" not in found:
+            raise RunError(f"`{path}` is damaged: it is no result", hint="test the weights by `edgeff evaluate --run`")
+        return found
+
+    def check_published(self) -> None:
+        """Check that the weights of the finished run are there, whole.
+
+        Raises:
+            RunError: They are not.
+        """
+        try:
+            read_facts(self.best)
+        except RunError as error:
+            raise RunError(
+                f"the run in `{self.path}` is finished, but its weights are lost: {error}",
+                hint="begin again in another folder; check the disk",
+            ) from error
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Finish the run.
@@ -175,7 +199,7 @@ class RunFolder:
             RunError: They are not.
         """
         path = self.best_after(epoch)
-        if not path.exists():  # the run was just being finished
+        if not path.exists() and self.best.exists():  # the run was just being finished
             path = self.best
         try:
             facts = read_facts(path)
@@ -278,7 +302,7 @@ class RunFolder:
         warnings: list[str] = []
         for name in (CHECKPOINT, PREVIOUS):
             path = self.path / name
-            if not path.exists():
+            if not os.path.lexists(path):
                 continue
             try:
                 checkpoint = _parse_checkpoint(read_facts(path), path)
@@ -288,11 +312,18 @@ class RunFolder:
             _check_same_artifact(checkpoint.manifest_sha256, network, path)
             read_tensors_into(path, network.resident())
             return checkpoint, warnings
-        if warnings:
+        if warnings or self.lacks_checkpoints():
             raise RunError(
-                f"no checkpoint in `{self.path}` is whole", hint="begin again in another folder; check the disk"
+                f"no checkpoint in `{self.path}` is whole",
+                hint="begin again in another folder; the best weights so far are in `best.*`, if they are whole",
             )
         return None, warnings
+
+    def lacks_checkpoints(self) -> bool:
+        """Whether there are weights that were judged later than any run without a checkpoint gets."""
+        checkpoints = [self.path / name for name in (CHECKPOINT, PREVIOUS)]
+        late = [path for path in self._bests() if path not in (self.best_after(0), self.best_after(1))]
+        return bool(late) and not any(os.path.lexists(path) for path in checkpoints)
 
 
 def read_weights(path: Path, manifest_sha256: str) -> dict[str, Array]:
@@ -375,11 +406,12 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        with open_plain(path) as stream:
+            value = json.loads(stream.read())
     except OSError as error:
         raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"`{path}` is damaged: it is not JSON") from error
+        raise RunError(f"`{path}` is damaged: it is not JSON", hint="see what is left by `edgeff fsck`") from error
     if not isinstance(value, dict):
-        raise RunError(f"`{path}` is damaged: it is not a JSON object")
+        raise RunError(f"`{path}` is damaged: it is not a JSON object", hint="see what is left by `edgeff fsck`")
     return value

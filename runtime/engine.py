@@ -23,6 +23,8 @@ Array = NDArray[Any]
 
 # More threads than this help no model small enough to train on a device, and each costs memory in every session.
 MAX_DEFAULT_THREADS = 4
+_MOST_THREADS = 1024
+_THREADS_HINT = "leave `--threads` out for the fast cores, at most 4"
 _ERRORS_ONLY = 3
 _FLOAT_BYTES = 4
 
@@ -148,7 +150,9 @@ class OnnxRuntime:
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
-            raise EngineError(f"`{threads}` threads cannot run anything, needed 1 or more")
+            raise EngineError(f"`{threads}` threads cannot run anything, needed 1 or more", hint=_THREADS_HINT)
+        if threads is not None and threads > _MOST_THREADS:
+            raise EngineError(f"`{threads}` threads are more than {_MOST_THREADS}", hint=_THREADS_HINT)
         self._module = _import_onnxruntime()
         self._native = _Native(self._module)
         self._threads = threads or min(fast_cores(), MAX_DEFAULT_THREADS)

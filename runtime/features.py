@@ -31,6 +31,7 @@ from edgeff.runtime.plan_parts import Features
 
 _FORMAT = "edgeff-features"
 _LEVELS = 255
+_CHUNK_BYTES = 1 << 18
 # So many bytes are forced to the disk at once, and noted: what a power cut can cost.
 _SYNC_BYTES = 1 << 24
 
@@ -202,33 +203,36 @@ class FeatureFile:
             RunError: What is there was made from something else.
             OSError: It cannot be written, for want of room for example.
         """
-        done = noted = self._begun()
+        done, digest = self._begun()
+        noted = done
         with disk.reopen(self.path) if done else disk.create(self.path) as stream:
             stream.truncate(done * self.row_bytes)
             stream.seek(0, os.SEEK_END)
             try:
                 for start in range(done, self.rows, step):
-                    part = encode(source[start : start + step], self.features)
-                    stream.write(np.ascontiguousarray(part).view(np.uint8).data.cast("B"))
+                    part = np.ascontiguousarray(encode(source[start : start + step], self.features)).view(np.uint8)
+                    stream.write(part.data.cast("B"))
+                    digest.update(part.data.cast("B"))
                     del part  # before the next rows come
                     done = min(start + step, self.rows)
                     if (done - noted) * self.row_bytes >= _SYNC_BYTES:
-                        noted = self._note(stream, done)
+                        noted = self._note(stream, done, digest)
                     yield done
             except GeneratorExit:
-                self._note(stream, done)
+                self._note(stream, done, digest)
                 raise
-            self._note(stream, self.rows)
+            self._note(stream, self.rows, digest)
 
-    def _note(self, stream: BinaryIO, rows: int) -> int:
+    def _note(self, stream: BinaryIO, rows: int, digest: hashlib._Hash) -> int:
         """Force the rows to the disk, and then note that they are there."""
         disk.sync(stream)
-        self._write_facts(rows)
+        self._write_facts(rows, digest.hexdigest())
         return rows
 
-    def _write_facts(self, rows: int) -> None:
+    def _write_facts(self, rows: int, sha256: str) -> None:
+        facts = {**self._facts, "rows": rows, "sha256": sha256}
         try:
-            write_atomically(self._facts_path, json.dumps({**self._facts, "rows": rows}).encode())
+            write_atomically(self._facts_path, json.dumps(facts).encode())
         except RunError as error:
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
 
@@ -238,7 +242,7 @@ class FeatureFile:
         Raises:
             DataError: The file is not whole.
         """
-        if not self.path.exists() or self.path.stat().st_size != self.nbytes or self._noted() != self.rows:
+        if not self.path.exists() or self.path.stat().st_size != self.nbytes or self._noted()[0] != self.rows:
             raise DataError(f"`{self.path}` is not whole", hint="remove it: it is made again")
         if self.features == "float32":
             return FileRows(self.path, 0, (self.rows, *self.row_shape), self._stored_dtype)
@@ -267,28 +271,57 @@ class FeatureFile:
     def _facts(self) -> dict[str, Any]:
         return {"format": _FORMAT, "version": 1, "features": self.features, "made_from": self.made_from}
 
-    def _begun(self) -> int:
-        """Rows that are there already, safe."""
-        if not self._facts_path.exists() or not self.path.exists():
+    def _begun(self) -> tuple[int, hashlib._Hash]:
+        """Rows that are there already, safe and as they were written, and the checksum of their bytes so far.
+
+        Raises:
+            RunError: They were made from something else.
+        """
+        rows, sha256 = self._noted() if _is_plain(self.path) else (0, "")
+        digest = _digest_of(self.path, rows * self.row_bytes) if rows else hashlib.sha256()
+        if rows and digest.hexdigest() != sha256:  # cut short, or rotten: made again
+            rows, digest = 0, hashlib.sha256()
+        if not rows:
             self.remove()
-            self._write_facts(0)
-            return 0
-        rows = self._noted()
-        if rows is None:
+            self._write_facts(0, digest.hexdigest())
+        return rows, digest
+
+    def _noted(self) -> tuple[int, str]:
+        """How many rows are noted, and their checksum; none where the note is damaged.
+
+        Raises:
+            RunError: It is of features that were made from something else.
+        """
+        if not _is_plain(self._facts_path):
+            return 0, ""
+        try:
+            found = json.loads(self._facts_path.read_bytes())
+            rows, sha256 = found.pop("rows"), found.pop("sha256")
+            whole = found.keys() == self._facts.keys() and type(rows) is int and 0 <= rows <= self.rows
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return 0, ""
+        if not whole:
+            return 0, ""
+        if found != self._facts:
             raise RunError(
                 f"`{self.path}` holds features of another artifact, other weights or other rows",
                 hint=f"remove `{self.path}` and `{self._facts_path.name}`: they are made again",
             )
-        return rows if self.path.stat().st_size >= rows * self.row_bytes else 0
+        return rows, str(sha256)
 
-    def _noted(self) -> int | None:
-        """How many rows are noted; None where what is noted is of another file."""
-        try:
-            found = json.loads(self._facts_path.read_bytes())
-            rows = found.pop("rows")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None
-        return rows if found == self._facts and type(rows) is int and 0 <= rows <= self.rows else None
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _digest_of(path: Path, nbytes: int) -> hashlib._Hash:
+    """Of the first bytes of a file, or of all where it is shorter."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while nbytes > 0 and (chunk := stream.read(min(nbytes, _CHUNK_BYTES))):
+            digest.update(chunk)
+            nbytes -= len(chunk)
+    return digest
 
 
 def fingerprint(*parts: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def examine(path: Path) -> RunState:
     folder, found = RunFolder(path), _Findings()
     in_use = is_locked(path / RUN)
     # What it began with comes first: all others must be of the same artifact.
-    names = sorted((one for one in path.iterdir() if one.is_file()), key=lambda one: (one.name != RUN, one.name))
+    names = sorted(path.iterdir(), key=lambda one: (one.name != RUN, one.name))
     files = tuple(sorted((_look(folder, one, found) for one in names), key=lambda file: file.name))
     following, source, why = _next(folder, found)
     position = found.checkpoints[source].position if source else None
@@ -100,8 +101,10 @@ def examine(path: Path) -> RunState:
 
 
 def _look(folder: RunFolder, path: Path, found: _Findings) -> FileState:
-    size = path.stat().st_size
+    size = path.lstat().st_size
     try:
+        if path.is_symlink() or not path.is_file():
+            raise RunError(f"`{path}` is no file")
         state, note = _state(folder, path, found)
     except EdgeffError as error:
         state, note = "damaged", str(error)
@@ -150,9 +153,13 @@ def _next(folder: RunFolder, found: _Findings) -> tuple[Next, str, str]:
         return "begins again", "", ""
     if found.facts is None:
         return "lost", "", f"`{RUN}` is missing or damaged"
+    if not found.finished and os.path.lexists(folder.path / RESULT):
+        return "lost", "", f"`{RESULT}` is damaged"
     if found.finished:
         return ("finished", "", "") if BEST in found.bests else ("lost", "", f"`{BEST}` is missing or damaged")
     written = [name for name in (CHECKPOINT, PREVIOUS) if (folder.path / name).exists()]
+    if folder.lacks_checkpoints():
+        return "lost", "", "its checkpoints are missing"
     if not written:
         return "begins again", "", ""
     newest = next((name for name in written if name in found.checkpoints), None)

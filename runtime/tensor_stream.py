@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from edgeff.errors import EdgeffError, RunError
+from edgeff.plain_file import open_plain
 from edgeff.runtime.engine import Array
 from edgeff.tensor_file import DTYPES, StoredTensor, read_index
 
@@ -60,7 +61,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         RunError: The file is not there, damaged, or not one that `write_tensors` wrote.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             header_bytes = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(header_bytes, path.stat().st_size)))
             metadata = header.pop("__metadata__")
@@ -86,7 +87,7 @@ def peek_facts(path: Path) -> dict[str, Any]:
         RunError: The file is not there, or has no such header.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             header_bytes = int.from_bytes(stream.read(8), "little")
             facts = json.loads(json.loads(stream.read(min(header_bytes, path.stat().st_size)))["__metadata__"][_FACTS])
     except OSError as error:
@@ -105,7 +106,7 @@ def read_tensors_into(path: Path, arrays: Mapping[str, Array]) -> None:
         RunError: A tensor is missing, does not fit, or the file cannot be read; the arrays may be partly filled then.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             index = read_index(stream, path.stat().st_size, path.name)
             for name, array in arrays.items():
                 _read_into(stream, _stored(index, name, array, path), array)
@@ -124,7 +125,7 @@ def read_all_tensors(path: Path) -> dict[str, Array]:
         RunError: The file cannot be read.
     """
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             index = read_index(stream, path.stat().st_size, path.name)
         arrays = {name: np.empty(stored.spec.shape, stored.spec.dtype) for name, stored in index.items()}
     except OSError as error:

@@ -150,6 +150,35 @@ def test_rows_of_their_own_may_be_the_guard(tiny: TinyRun, tmp_path: Path) -> No
     assert both.exit_code == 2
 
 
+def test_rows_are_known_again_by_another_path_and_others_by_the_same_are_not(tiny: TinyRun, tmp_path: Path) -> None:
+    names = ("train-on-device", tiny.artifact, "--epochs", 1, "--threads", 1, "--out", tmp_path / "run")
+    data = tmp_path / "rows.npz"
+    data.write_bytes(tiny.own.read_bytes())
+    assert edgeff(*names, "--data", data, "--max-steps", 2).exit_code == 75
+    arrays = dict(np.load(tiny.own))
+    np.savez(data, **{**arrays, "x": arrays["x"] // 2})
+    other = edgeff(*names, "--data", data, "--resume")
+    assert "cannot be gone on with: its data differs" in other.stderr
+    assert edgeff(*names, "--data", tiny.own, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["train-on-device", "finalize"])
+def test_nothing_is_written_into_an_artifact(tiny: TinyRun, command: str) -> None:
+    data = ("--data", tiny.own) if command == "train-on-device" else ()
+    result = edgeff(command, tiny.artifact, *data, "--out", tiny.artifact / "run")
+    assert result.exit_code == 1
+    assert "lies inside the artifact" in result.stderr
+    assert not (tiny.artifact / "run").exists()
+
+
+def test_a_micro_batch_beyond_the_rows_is_as_many_as_there_are(tiny: TinyRun) -> None:
+    few, many = (
+        json.loads(edgeff("evaluate", tiny.artifact, "--data", tiny.own, "--micro-batch", size, "--json").stdout)
+        for size in (240, 10**22)
+    )
+    assert few["accuracy"] == many["accuracy"]
+
+
 def test_bad_rows_are_refused_or_left_out_and_counted(tiny: TinyRun, tmp_path: Path) -> None:
     arrays = dict(np.load(tiny.own))
     labels = arrays["y"].copy()

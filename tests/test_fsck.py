@@ -1,6 +1,7 @@
 """`edgeff fsck`: whole, damaged and left-over files, and what `--resume` would do, which it then does."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -86,12 +87,30 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_gone_on_from(tiny
     assert train(tiny, run, "--resume").exit_code == 0
 
 
+def as_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
         (lambda run: (run / "run.json").write_text("{"), "`run.json` is missing or damaged"),
         (lambda run: (run / "run.json").unlink(), "`run.json` is missing or damaged"),
         (lambda run: [damage(run / f"{name}.safetensors") for name in ("checkpoint", "previous")], "no checkpoint is"),
+        (
+            lambda run: [
+                *((run / f"{name}.safetensors").unlink() for name in ("checkpoint", "previous")),
+                (run / "best.5.safetensors").write_bytes(next(run.glob("best.*")).read_bytes()),
+            ],
+            "its checkpoints are missing",
+        ),
+        (
+            lambda run: [as_a_pipe(run / f"{name}.safetensors") for name in ("checkpoint", "previous")],
+            "no checkpoint is whole",
+        ),
+        (lambda run: as_a_pipe(run / "run.json"), "`run.json` is missing or damaged"),
+        (lambda run: (run / "result.json").write_text("{}"), "`result.json` is damaged"),
         (
             lambda run: [path.unlink() for path in run.glob("best.*")],
             "the best weights so far are missing or damaged",
@@ -111,10 +130,24 @@ def test_a_run_that_cannot_be_gone_on_with_is_lost_and_why(tiny: TinyRun, copy, 
     assert train(tiny, run, "--resume").exit_code == 1
 
 
-def test_a_finished_run_without_its_weights_is_lost(copy) -> None:
+def test_a_finished_run_without_its_weights_is_lost(tiny: TinyRun, copy) -> None:
     run = copy("finished")
     (run / "best.safetensors").unlink()
     assert examine(run).next == "lost"
+    result = train(tiny, run, "--resume")
+    assert result.exit_code == 1
+    assert "is finished, but its weights are lost" in result.stderr
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_damage_and_is_passed_over(tiny: TinyRun, copy, spoil) -> None:
+    run = copy("sweep")
+    (run / "checkpoint.safetensors").unlink()
+    spoil(run / "checkpoint.safetensors")
+    assert [file.note for file in examine(run).damaged] == [f"`{run / 'checkpoint.safetensors'}` is no file"]
+    assert "after step 8" in edgeff("fsck", run).stdout
+    if not (run / "checkpoint.safetensors").is_dir():  # a folder's name cannot be taken by a file
+        assert train(tiny, run, "--resume").exit_code == 0
 
 
 def test_what_an_interruption_left_and_what_is_not_the_run_s_is_no_damage(copy) -> None:

@@ -78,7 +78,7 @@ SAID = {
     "cifar-pickle/outside-object-of-nested-tuples": "asks for `an object outside of it`, which edgeff does not load",
     "cifar-pickle/set-of-nested-tuples": "its commands make no sense",
     "cifar-pickle/shape-of-nested-tuples": "has no `data` of shape (images, 3072) and dtype uint8",
-    "features/facts-nested-3000-deep": "holds features of another artifact, other weights or other rows",
+    "features/facts-nested-3000-deep": "is not whole",
     "hapt/recording-beyond-64-bits": "row 0 has a number beyond 64 bits",
     "hapt/user-beyond-64-bits": "row 0 has a number beyond 64 bits",
     "idx/images-of-200-axes": "its header claims 200 axes of together more values than there can be",

@@ -301,12 +301,30 @@ def test_features_of_which_a_part_is_missing_are_made_again(make_run: MakeRun, g
     assert whole.folder.best.read_bytes() == run.folder.best.read_bytes()
 
 
-def test_a_file_whose_facts_are_damaged_is_refused(make_run: MakeRun) -> None:
-    run = make_run(features="float32")
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def as_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("end", [".json", ".bin"])
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b'{"format"'), flip, as_a_pipe])
+def test_features_that_are_damaged_are_made_again(make_run: MakeRun, spoil: Callable[[Path], object], end: str) -> None:
+    whole, run = make_run("whole", "float32"), make_run("run", "float32")
+    list(whole.run())
     list(run.run(stop=stop_after(20)))
-    (run.folder.path / "features.block2.json").write_bytes(b'{"format"')
-    with pytest.raises(RunError, match="holds features of another artifact"):
-        list(run.run(resume=True))
+    if spoil is flip and end == ".json":
+        facts = run.folder.path / "features.block2.json"
+        facts.write_text(facts.read_text().replace('"sha256": "', '"sha256": "0'))
+    else:
+        spoil(run.folder.path / f"features.block2{end}")
+    list(run.run(resume=True))
+    assert whole.folder.best.read_bytes() == run.folder.best.read_bytes()
 
 
 def test_features_that_are_cut_short_are_completed(make_run: MakeRun) -> None:

@@ -110,7 +110,8 @@ def test_a_run_stops_within_the_time_it_is_given(tiny: TinyRun, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--max-seconds", "0"), ("--max-steps", "0"), ("--writes-per-hour", "-1")]
+    ("option", "value"),
+    [("--max-seconds", "0"), ("--max-seconds", "nan"), ("--max-steps", "0"), ("--writes-per-hour", "-1")],
 )
 def test_limits_that_make_no_sense_are_refused(tiny: TinyRun, tmp_path: Path, option: str, value: str) -> None:
     assert train(tiny, tmp_path / "run", option, value).exit_code in (1, 2)
