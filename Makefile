@@ -3,11 +3,14 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p
 VENV := .venv
 DEVICE := .venv-device
 OLD := .venv-ort117
+OPENVINO := .venv-openvino
+WEBGPU := .venv-webgpu
+CUDA := .venv-cuda
 BENCH_ORT := .venv-bench-ort
 BENCH_MNN := .venv-bench-mnn
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-reliability lint bench bench-setup clean
+.PHONY: demo test test-slow test-reliability test-portability lint bench bench-setup clean
 
 demo: $(VENV)/.ready $(DEVICE)/.ready
 	$(VENV)/bin/python examples/hapt_demo.py --device-python $(DEVICE)/bin/python
@@ -22,6 +25,11 @@ test-slow: $(VENV)/.ready $(DEVICE)/.ready $(OLD)/.ready
 test-reliability: $(VENV)/.ready $(DEVICE)/.ready
 	$(VENV)/bin/python $(PIP) -e ".[fuzz]"
 	$(VENV)/bin/python tests/reliability/run.py --device-python $(DEVICE)/bin/python
+
+# Twenty updates on every onnxruntime that can be had on this machine, compared with PyTorch's. What needs more than the
+# environments of `make test` is made when its turn comes, and skipped where that cannot be done.
+test-portability: $(VENV)/.ready $(DEVICE)/.ready $(OLD)/.ready
+	$(VENV)/bin/python tests/portability/run.py
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -55,6 +63,26 @@ $(OLD)/.ready: pyproject.toml
 	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check "onnxruntime==1.17.3" "numpy==1.26.4" -e .
 	touch $@
 
+# For `make test-portability`: onnxruntimes with other execution providers.
+$(OPENVINO)/.ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
+	$(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python $(PIP) "onnxruntime-openvino==1.24.1" -e .
+	touch $@
+
+$(WEBGPU)/.ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
+	$(PYTHON) -m venv $(WEBGPU)
+	$(WEBGPU)/bin/python $(PIP) "onnxruntime==1.32.0" "onnxruntime-ep-webgpu==0.4.0" -e .
+	touch $@
+
+# Gigabytes: with the libraries of CUDA and cuDNN.
+$(CUDA)/.ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python $(PIP) "onnxruntime-gpu[cuda,cudnn]==1.31.1" -e .
+	touch $@
+
 # With a newer onnx its models would be of an IR version that 1.19.2 refuses. It runs without torch.
 $(BENCH_ORT)/.ready:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }
@@ -70,4 +98,5 @@ $(BENCH_MNN)/.ready:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEVICE) $(OLD) $(BENCH_ORT) $(BENCH_MNN) .demo demo.json build dist
+	rm -rf $(VENV) $(DEVICE) $(OLD) $(OPENVINO) $(WEBGPU) $(CUDA) $(BENCH_ORT) $(BENCH_MNN)
+	rm -rf .portability examples/node/node_modules .demo demo.json build dist
