@@ -23,6 +23,8 @@ from edgeff.artifact_checks import CHUNK_BYTES, check_hashes, check_listing, che
 from edgeff.atomic import error_text, write_hint
 from edgeff.baselines import BASELINE_BLOCK, BASELINES, KEY_PREFIX, baseline_file
 from edgeff.container import Container, Folder, Zip, is_zip
+from edgeff.engine_files import check_engine
+from edgeff.engines import ENGINES, ONNXRUNTIME, engine_manifest
 from edgeff.errors import ArtifactError
 from edgeff.json_node import HINT, Node
 from edgeff.manifest import FileSpec, Manifest
@@ -74,6 +76,30 @@ class Artifact:
         _check_baseline(file, manifest, self.manifest)
         check_onnx_files(self.container, manifest)
         return Artifact(self.path, manifest, hashlib.sha256(data).hexdigest(), self.container, KEY_PREFIX)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What its blocks can be trained by (`edgeff.engines`)."""
+        return tuple(name for name in ENGINES if name == ONNXRUNTIME or engine_manifest(name) in self.manifest.files)
+
+    def for_engine(self, name: str) -> Artifact:
+        """The same artifact with the graphs that an engine updates by.
+
+        Raises:
+            ArtifactError: It has none for that engine, or they break a rule.
+        """
+        if name == ONNXRUNTIME:
+            return self
+        if name not in self.engines:
+            raise ArtifactError(
+                f"`{self.path}` has nothing for the engine `{name}`",
+                hint=f"export it again with `--engine {name}`, or leave `--engine` out: any onnxruntime trains it",
+            )
+        file = engine_manifest(name)
+        manifest = _manifest_of(self.path, file, self.read(file))
+        check_engine(file, manifest, self.manifest, self.container)
+        # Files of the artifact that only it lists may be read too, and runs are of the artifact whatever the engine.
+        return replace(self, manifest=replace(manifest, files=self.manifest.files))
 
     def read(self, file: str) -> bytes:
         """All bytes of a file.

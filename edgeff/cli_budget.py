@@ -116,6 +116,18 @@ def hints_for_total(floor_bytes: int) -> Iterator[None]:
         raise BudgetError(str(error), hint=f"{error.hint}; {more}" if error.hint else more) from error
 
 
+def profile_providers(device_name: str | None) -> list[tuple[str, str]]:
+    """Onnxruntime's names of a device's providers, best first, each with whether it trains; none for no known device.
+
+    Raises:
+        DeviceError: Unknown device.
+    """
+    from edgeff.devices import detect, load_all, load_profile, match_profile
+
+    profile = match_profile(detect(), load_all())[0] if device_name is None else load_profile(device_name)
+    return [] if profile is None else [(one.name, one.training) for one in profile.providers]
+
+
 def budget_over_floor(asked: int | None, device_name: str | None, floor_bytes: int) -> int:
     """Bytes over the floor: the smaller of what was asked for and what the device has.
 

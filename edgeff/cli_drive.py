@@ -24,7 +24,7 @@ def drive(adaptation: Adaptation, stop: StopConditions, *, resume: bool) -> Mapp
         StoppedError: There was a reason to stop.
         BudgetError: It would take more than its budget.
     """
-    from edgeff.runtime.events import Finished, GuardResult, Notice, Replanned, Stopped
+    from edgeff.runtime.events import Finished, GuardResult, Notice, Placed, Replanned, Stopped
     from edgeff.runtime.trainer import Progress
 
     stage = adaptation.plan.schedule == "stage"
@@ -40,6 +40,8 @@ def drive(adaptation: Adaptation, stop: StopConditions, *, resume: bool) -> Mapp
                 line.note(f"{what}  guard accuracy {event.evaluation.accuracy:.4f}")
             elif isinstance(event, Notice):
                 line.note(f"warning: {event.text}")
+            elif isinstance(event, Placed):
+                line.note(event.text)
             elif isinstance(event, Replanned):
                 planned = format_bytes(event.plan.planned_bytes)
                 line.note(f"{event.reason}: on with micro-batch {event.plan.micro_batch}, {planned} planned")

@@ -19,11 +19,14 @@ from edgeff.cli_budget import (
     over_floor,
     parse_budget,
     plan_run,
+    profile_providers,
     read_block_budgets,
 )
 from edgeff.cli_drive import drive, result_text
 from edgeff.cli_options import ARTIFACT, DATA, DATA_DIR, JSON, THREADS, open_checked, refuse_inside
 from edgeff.cli_sign import require_signature_option
+from edgeff.engines import ENGINES, ONNXRUNTIME
+from edgeff.providers import AUTO, NAMES
 
 
 @click.command(name="train-on-device")
@@ -92,6 +95,21 @@ from edgeff.cli_sign import require_signature_option
     show_default=True,
     help="Of checkpoints and best weights, which wear out flash; `0` for no bound.",
 )
+@click.option(
+    "--engine",
+    "engine_name",
+    type=click.Choice(ENGINES),
+    default=ONNXRUNTIME,
+    show_default=True,
+    help="What updates blocks. `ort-training` needs onnxruntime-training, and an artifact exported for it.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(NAMES),
+    default=AUTO,
+    show_default=True,
+    help="What runs operators. `auto`: the first in the device's profile that is proven to train and is there.",
+)
 @require_signature_option
 @THREADS
 @JSON
@@ -118,6 +136,8 @@ def train_on_device(
     max_steps: int | None,
     pause_file: Path | None,
     writes_per_hour: str,
+    engine_name: str,
+    provider: str,
     trusted: tuple[bytes, ...],
     threads: int | None,
     as_json: bool,
@@ -141,12 +161,13 @@ def train_on_device(
     import edgeff.devices  # noqa: F401  (belongs to the floor)
     from edgeff.runtime.start import start
 
-    engine, meter, allocator = start(threads, lean=total)
+    profile = profile_providers(device_name) if provider == AUTO else ()
+    engine, meter, allocator = start(threads, engine=engine_name, provider=provider, profile=profile, lean=total)
     if total and asked is not None:
         asked = over_floor(asked, meter.floor_bytes)
     budget_bytes = budget_over_floor(asked, device_name, meter.floor_bytes)
-    opened = open_artifact(artifact, trusted)
-    from edgeff.runtime.adapt import Adaptation, adaptation_request
+    opened = open_artifact(artifact, trusted).for_engine(engine_name)
+    from edgeff.runtime.adapt import Adaptation, adaptation_request, engine_request
     from edgeff.runtime.checkpoint import RunFolder
     from edgeff.runtime.control import Control
     from edgeff.runtime.freezing import frozen_blocks, trained_blocks
@@ -176,6 +197,7 @@ def train_on_device(
         block_budgets=caps,
         disk_bytes=free_bytes(out),
         returning_bytes=RETURNING_CODE_BYTES if total else 0,
+        **engine_request(engine),
     )
     over = meter.floor_bytes if total else 0
     planned = plan_run(opened.manifest, request, over, allow_freezing=allow_freezing)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeff.cli_progress import ProgressLine
+from edgeff.engines import ENGINES, ONNXRUNTIME
 from edgeff.errors import ArtifactError, ModelError
 from edgeff.manifest import TrainingDefaults
+from edgeff.providers import CPU, TARGETS
 
 if TYPE_CHECKING:
     from edgeff.dataset import Dataset
@@ -199,6 +201,20 @@ def _shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None
     is_flag=True,
     help="Let back-propagation through the whole network travel along, plain and checkpointed, for `edgeff report`.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=ONNXRUNTIME,
+    show_default=True,
+    help="`ort-training` lets training artifacts for onnxruntime-training travel along, beside the plain graphs.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default=CPU,
+    show_default=True,
+    help="Write graphs in the forms that this execution provider takes; they run on any other too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def export(
     run: Path,
@@ -214,6 +230,8 @@ def export(
     learning_rate: float,
     no_replay: bool,
     baselines: bool,
+    engine: str,
+    target: str,
     as_json: bool,
 ) -> None:
     """Compile the network of a pretraining RUN into an artifact that a device can train."""
@@ -237,6 +255,8 @@ def export(
         training=training if keep else replace(training, replay_fraction=0.0),
         dropout=dropout,
         baselines=baselines,
+        engine=engine,
+        target=target,
     )
     export_network(
         network,

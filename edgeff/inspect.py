@@ -56,6 +56,7 @@ def inspect_json(artifact: Artifact) -> dict[str, object]:
         "replay_rows": manifest.replay.rows if manifest.replay else 0,
         "blocks": [_block_json(block) for block in manifest.blocks],
         "checks": _plain(manifest.checks),
+        "engines": list(artifact.engines),
         "files": {file: spec.bytes for file, spec in sorted(manifest.files.items())},
         "metadata": dict(manifest.metadata),
     }
@@ -108,6 +109,7 @@ def _heading(artifact: Artifact) -> list[tuple[str, str]]:
         ),
         ("replay", f"{manifest.replay.rows} rows travel along" if manifest.replay else "no rows travel along"),
         ("checked", _checks(manifest)),
+        ("engines", ", ".join(artifact.engines)),
         *((f"metadata {key}", value) for key, value in sorted(manifest.metadata.items())),
     ]
 

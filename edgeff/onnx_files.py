@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from edgeff.container import Container
+from edgeff.engines import TRAINING_FOLDER
 from edgeff.errors import ArtifactError
 from edgeff.json_node import HINT
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, Manifest, TensorSpec
+from edgeff.onnx_dialects import PLAIN, TRAINING
 from edgeff.onnx_limits import MAX_FILE_BYTES, MAX_GRAPH_BYTES
 from edgeff.onnx_nodes import KnownAttributes
 from edgeff.onnx_ports import OnnxPort
@@ -34,14 +36,17 @@ def check_onnx_files(container: Container, manifest: Manifest) -> None:
         size = manifest.files[file].bytes
         with container.open(file) as stream:
             limit = MAX_GRAPH_BYTES if file in graphs else MAX_FILE_BYTES
-            found[file] = check_onnx(stream, size, file, limit=limit, known=known)
+            # What the plain engine is given keeps to the plain rules wherever it lies.
+            own = file in graphs or file == manifest.inference.file
+            dialect = TRAINING if file.startswith(TRAINING_FOLDER) and not own else PLAIN
+            found[file] = check_onnx(stream, size, file, limit=limit, known=known, dialect=dialect)
     for block in manifest.blocks:
         for kind, graph in block.graphs.items():
-            _check_graph(graph, found[graph.file], _ports_of(block, kind, len(manifest.classes)))
+            _check_graph(graph, found[graph.file], ports_of(block, kind, len(manifest.classes)))
     _check_inference(manifest, found[manifest.inference.file])
 
 
-def _ports_of(block: BlockSpec, kind: GraphKind, classes: int) -> dict[str, OnnxPort]:
+def ports_of(block: BlockSpec, kind: GraphKind, classes: int) -> dict[str, OnnxPort]:
     """What a graph's inputs and results look like, by name."""
     if kind == "apply":
         runs = ("parameter", "gradient", *(f"state.{slot}" for slot in block.slots))
@@ -77,7 +82,7 @@ def _check_graph(graph: GraphSpec, found: GraphPorts, needed: Mapping[str, OnnxP
     for port in (*found.inputs, *found.outputs):
         source = port.name.removeprefix("new.")
         # Rates, which are numbers, are of the optimiser: the manifest does not list them.
-        _check_port(graph.file, port, needed.get(source, OnnxPort(source, (), "float32")))
+        check_port(graph.file, port, needed.get(source, OnnxPort(source, (), "float32")))
 
 
 def _check_names(file: str, what: str, ports: Sequence[OnnxPort], needed: Sequence[str]) -> None:
@@ -91,7 +96,12 @@ def _check_names(file: str, what: str, ports: Sequence[OnnxPort], needed: Sequen
     raise ArtifactError(f"`{file}` {state} {what} `{wrong[0]}`", hint=HINT)
 
 
-def _check_port(file: str, port: OnnxPort, needed: OnnxPort) -> None:
+def check_port(file: str, port: OnnxPort, needed: OnnxPort) -> None:
+    """Check an input or output of a file.
+
+    Raises:
+        ArtifactError: Its shape or data type is another than is needed.
+    """
     same = port.shape == needed.shape
     if needed.name.startswith("gradient."):
         # A sum of gradients may be the matrix that its parts come out as.
@@ -117,8 +127,8 @@ def _check_inference(manifest: Manifest, found: GraphPorts) -> None:
     }
     if len(found.inputs) != 1:
         raise ArtifactError(f"`{file}` must have one input, got {len(found.inputs)}", hint=HINT)
-    _check_port(file, found.inputs[0], _rows("x", manifest.input))
+    check_port(file, found.inputs[0], _rows("x", manifest.input))
     given = sorted(found.outputs, key=lambda port: port.name)
     _check_names(file, "output", given, list(outputs))
     for port in given:
-        _check_port(file, port, outputs[port.name])
+        check_port(file, port, outputs[port.name])

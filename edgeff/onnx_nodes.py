@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from edgeff.errors import ArtifactError
+from edgeff.onnx_dialects import PLAIN, Dialect
 from edgeff.onnx_limits import (
     DTYPES,
     MAX_ATTRIBUTES,
@@ -20,7 +21,6 @@ from edgeff.onnx_limits import (
     numbers_of,
     shown_bytes,
 )
-from edgeff.onnx_operators import OPERATORS
 from edgeff.onnx_tensors import read_tensor
 from edgeff.protobuf_stream import (
     FIXED32,
@@ -35,7 +35,6 @@ from edgeff.protobuf_stream import (
 )
 
 _REMEMBERED, _REMEMBERED_BYTES = 4096, 256
-_OPERATOR_NAMES = {name.encode(): name for name in OPERATORS}
 
 NODE = Message(
     "a node",
@@ -96,7 +95,7 @@ class Node(NamedTuple):
     """A node, checked.
 
     Attributes:
-        operator: Of the default domain.
+        operator: Its name, whatever the domain.
         inputs: Names; empty for one that is left out.
         outputs: Names; empty for one that is left out.
         numbers: Of its attributes.
@@ -108,22 +107,22 @@ class Node(NamedTuple):
     numbers: Numbers
 
 
-def read_node(data: bytes, known: KnownAttributes) -> Node:
+def read_node(data: bytes, known: KnownAttributes, dialect: Dialect = PLAIN) -> Node:
     """A node of at most `MAX_NODE_BYTES`.
 
     Args:
         data: The message.
         known: Attributes that were found good; new ones are added.
+        dialect: What it may use.
 
     Raises:
         ArtifactError: It breaks a rule.
     """
     found = read_message(data, NODE)
-    operator = _OPERATOR_NAMES.get(found.get(_OP_TYPE, [b""])[0])
+    operators = dialect.operators_of(found.get(_DOMAIN, [b""])[0])
+    operator = operators.get(found.get(_OP_TYPE, [b""])[0])
     if operator is None:
         raise ArtifactError(f"the operator {shown_bytes(found.get(_OP_TYPE, [b''])[0])} is not allowed")
-    if _DOMAIN in found:
-        check_domain(found[_DOMAIN][0])
     inputs, outputs = found.get(_INPUT, []), found.get(_OUTPUT, [])
     attributes = found.get(_ATTRIBUTE, [])
     if len(inputs) + len(outputs) > MAX_NODE_TENSORS or len(attributes) > MAX_ATTRIBUTES:
@@ -133,16 +132,6 @@ def read_node(data: bytes, known: KnownAttributes) -> Node:
         )
     numbers = _check_attributes(attributes, operator, known) if attributes else Numbers()
     return Node(operator, inputs, outputs, numbers)
-
-
-def check_domain(domain: bytes) -> None:
-    """Check that operators are of the default domain.
-
-    Raises:
-        ArtifactError: They are not.
-    """
-    if domain not in (b"", b"ai.onnx"):
-        raise ArtifactError(f"the domain {shown_bytes(domain)} is not allowed, only `ai.onnx`")
 
 
 def _check_attributes(attributes: list[bytes], operator: str, known: KnownAttributes) -> Numbers:

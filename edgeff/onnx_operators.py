@@ -34,18 +34,38 @@ OPERATORS: frozenset[str] = frozenset(
     " ".join((_ELEMENTWISE, _REDUCTIONS, _PRODUCTS, _POOLINGS, _NORMALISATIONS, _SHAPES)).split()
 )
 
+# What onnxruntime-training's gradient graphs use beside these, by domain. All compute tensors from tensors, or write
+# over one: gradients, sums of gradients, optimisers, and forms that its own passes make of plain operators.
+_GRADIENTS = """
+    BroadcastGradientArgs ConcatTraining ConvGrad DivGrad FastGeluGrad GatherElementsGrad GatherGrad GatherNDGrad
+    GeluGrad InPlaceAccumulatorV2 LayerNormalizationGrad LeakyReluGrad LogSoftmaxGrad_13 QuickGeluGrad
+    ReduceSumTraining ReluGrad SigmoidGrad SliceGrad SoftmaxGrad_13 SplitTraining TanhGrad
+"""
+_UPDATES_AND_FORMS = "AdamWOptimizer BiasGelu FastGelu FusedMatMul Gelu QuickGelu SGDOptimizerV2 Scale"
+TRAINING_OPERATORS: Mapping[str, frozenset[str]] = {
+    "": frozenset({"MaxPoolGrad"}),
+    "com.microsoft": frozenset(" ".join((_GRADIENTS, _UPDATES_AND_FORMS)).split()),
+}
+
+# Kernels of these take the size of what they make from the file, and end the process where it does not say it.
+DESCRIBED_OPERATORS = frozenset({"MaxPoolGrad"})
+
 # Inputs whose numbers decide how large an output is.
 SIZING_INPUTS: Mapping[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
+    "GatherElementsGrad": (1,),
+    "GatherGrad": (0,),
+    "GatherNDGrad": (0,),
     "MaxUnpool": (2,),
     "OneHot": (1,),
     "Pad": (1,),
     "Range": (0, 1, 2),
     "Reshape": (1,),
+    "SliceGrad": (1,),
     "Tile": (1,),
 }
-# Of these, the input is a shape, or is multiplied with one: what counts is the product of its numbers.
-SHAPE_OPERATORS = frozenset({"ConstantOfShape", "Expand", "MaxUnpool", "Reshape", "Tile"})
+# Of most of these, the input is a shape, or is multiplied with one: what counts is the product of its numbers.
+SHAPE_OPERATORS = frozenset(SIZING_INPUTS) - {"OneHot", "Pad", "Range"}
 # Outputs of these follow from the shape of what goes in, whatever its numbers.
 SHAPE_READERS = frozenset({"Shape", "Size"})

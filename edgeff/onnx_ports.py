@@ -37,6 +37,9 @@ DIMENSION = Message(
 _FIRST = field_key(1, LENGTH)
 _SECOND = field_key(2, LENGTH)
 _FIRST_NUMBER = field_key(1, VARINT)
+# A sequence of float32 tensors, as onnx writes it (with and without an empty shape), and what stands for its dtype.
+_SEQUENCES = (bytes.fromhex("22060a040a020801"), bytes.fromhex("22080a060a0408011200"))
+SEQUENCE = "sequence of float32"
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,23 @@ class OnnxPort:
     dtype: str
 
 
-def read_port(data: bytes) -> OnnxPort:
+def read_port(data: bytes, *, sequences: bool = False) -> OnnxPort:
     """An input or output of at most `MAX_VALUE_BYTES`.
+
+    Args:
+        data: The message.
+        sequences: It may be a sequence of tensors, whose number and shapes are open.
 
     Raises:
         ArtifactError: It breaks a rule.
     """
     found = read_message(data, VALUE)
     name = checked_name(found.get(_FIRST, [b""])[0], "an input or output").decode("ascii")
+    kind = found.get(_SECOND, [b""])[0]
+    if sequences and kind in _SEQUENCES:
+        return OnnxPort(name, (None,), SEQUENCE)
     try:
-        return OnnxPort(name, *_shape_and_dtype(found.get(_SECOND, [b""])[0]))
+        return OnnxPort(name, *_shape_and_dtype(kind))
     except ArtifactError as error:
         raise ArtifactError(f"`{name}` {error}") from error
 

@@ -13,6 +13,7 @@ from typing import IO
 
 from edgeff.errors import ArtifactError
 from edgeff.json_node import HINT
+from edgeff.onnx_dialects import PLAIN, Dialect
 from edgeff.onnx_limits import (
     MAX_ALL_NODES_BYTES,
     MAX_ELEMENTS,
@@ -29,7 +30,7 @@ from edgeff.onnx_limits import (
     fields,
     shown_bytes,
 )
-from edgeff.onnx_nodes import KnownAttributes, Node, check_domain, read_node
+from edgeff.onnx_nodes import KnownAttributes, Node, read_node
 from edgeff.onnx_operators import SHAPE_OPERATORS, SHAPE_READERS, SIZING_INPUTS
 from edgeff.onnx_ports import OnnxPort, read_port
 from edgeff.onnx_tensors import read_tensor
@@ -59,8 +60,17 @@ GRAPH = Message(
     # Shapes of inner tensors are onnxruntime's to find, not the file's to claim.
     refused={13: "value_info", 14: "quantization_annotation", 15: "sparse_initializer", 16: "metadata_props"},
 )
+DESCRIBED_GRAPH = Message(
+    "the graph",
+    single=GRAPH.single,
+    repeated={**GRAPH.repeated, field_key(13, LENGTH): "value_info"},
+    refused={number: name for number, name in GRAPH.refused.items() if number != 13},
+)
+_VALUE_INFO = field_key(13, LENGTH)
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = (field_key(number, LENGTH) for number in (1, 5, 11, 12))
 _MAX_OPSET_BYTES = 64
+# Of every domain but the default one.
+_OTHER_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ def check_onnx(
     *,
     limit: int = MAX_FILE_BYTES,
     known: KnownAttributes | None = None,
+    dialect: Dialect = PLAIN,
     on_node: Callable[[Node], None] | None = None,
 ) -> GraphPorts:
     """Check an ONNX file.
@@ -88,6 +99,7 @@ def check_onnx(
         file: Its name, for messages.
         limit: Bytes that it may have.
         known: Attributes that were found good, to be shared by several files.
+        dialect: What the file may use.
         on_node: Is told of every node, in order.
 
     Returns:
@@ -100,12 +112,13 @@ def check_onnx(
         if size > limit:
             raise ArtifactError(f"it has {size} bytes, allowed at most {limit}")
         source = FieldStream(stream, size, MAX_FIELDS)
-        return _Walk(source, {} if known is None else known, on_node).graph(*_graph_of(source))
+        graph = _graph_of(source, dialect)
+        return _Walk(source, {} if known is None else known, on_node, dialect).graph(*graph)
     except ArtifactError as error:
         raise ArtifactError(f"`{file}`: {error}", hint=HINT) from error
 
 
-def _graph_of(source: FieldStream) -> tuple[int, int]:
+def _graph_of(source: FieldStream, dialect: Dialect) -> tuple[int, int]:
     """Where the model's graph stands."""
     graph: tuple[int, int] | None = None
     opsets: list[bytes] = []
@@ -117,22 +130,32 @@ def _graph_of(source: FieldStream) -> tuple[int, int]:
             ir_version = begin
         elif key == _OPSET_IMPORT:
             opsets.append(_bounded(source, begin, stop, _MAX_OPSET_BYTES, "`opset_import`"))
-            if len(opsets) > 1:
-                raise ArtifactError("the model has more than one `opset_import`")
+            if len(opsets) > len(dialect.operators):
+                raise ArtifactError(f"the model has more than {len(dialect.operators)} `opset_import`")
     if ir_version not in IR_VERSIONS:
         raise ArtifactError(f"IR version {ir_version} is not allowed, needed {_between(IR_VERSIONS)}")
-    _check_opset(opsets)
+    _check_opsets(opsets, dialect)
     if graph is None:
         raise ArtifactError("the model has no graph")
     return graph
 
 
-def _check_opset(opsets: list[bytes]) -> None:
-    found = read_message(opsets[0] if opsets else b"", OPSET)
-    check_domain(found.get(_DOMAIN, [b""])[0])
-    version = found.get(_VERSION, [0])[0]
-    if version not in OPSETS:
-        raise ArtifactError(f"opset {version} is not allowed, needed {_between(OPSETS)}")
+def _check_opsets(opsets: list[bytes], dialect: Dialect) -> None:
+    """Each domain once, each in a version that is known; the default one must be there."""
+    versions: dict[bytes, int] = {}
+    for data in opsets:
+        found = read_message(data, OPSET)
+        domain = found.get(_DOMAIN, [b""])[0]
+        dialect.operators_of(domain)
+        name = b"" if domain == b"ai.onnx" else domain
+        if name in versions:
+            raise ArtifactError("a domain has more than one `opset_import`")
+        versions[name] = found.get(_VERSION, [0])[0]
+    if versions.get(b"", 0) not in OPSETS:
+        raise ArtifactError(f"opset {versions.get(b'', 0)} is not allowed, needed {_between(OPSETS)}")
+    for domain, version in versions.items():
+        if domain and version != _OTHER_VERSION:
+            raise ArtifactError(f"version {version} of {shown_bytes(domain)} is not allowed, needed {_OTHER_VERSION}")
 
 
 def _between(versions: range) -> str:
@@ -148,9 +171,19 @@ def _bounded(source: FieldStream, begin: int, stop: int, limit: int, what: str) 
 class _Walk:
     """One graph's names and what is known of the numbers behind them."""
 
-    def __init__(self, source: FieldStream, known: KnownAttributes, on_node: Callable[[Node], None] | None) -> None:
+    def __init__(
+        self,
+        source: FieldStream,
+        known: KnownAttributes,
+        on_node: Callable[[Node], None] | None,
+        dialect: Dialect,
+    ) -> None:
         self._source = source
         self._on_node = on_node
+        self._dialect = dialect
+        self._message = DESCRIBED_GRAPH if dialect.described else GRAPH
+        # Inner tensors whose shape the file gives and that no node has made yet.
+        self._described: set[bytes] = set()
         # The empty name stands for an input that is left out.
         self._defined = {b""}
         # Tensors with a whole number too large for a size, and those that are no shape for their numbers' product.
@@ -162,13 +195,16 @@ class _Walk:
         """Check a graph that stands at `begin` to `stop`."""
         ports = self._declarations(begin, stop)
         number = 0
-        for key, first, last in self._source.fields(begin, stop, GRAPH):
+        for key, first, last in self._source.fields(begin, stop, self._message):
             if key == _NODE:
                 try:
                     self._node(_bounded(self._source, first, last, MAX_NODE_BYTES, "it"))
                 except ArtifactError as error:
                     raise ArtifactError(f"node {number}: {error}") from error
                 number += 1
+        if self._described:
+            name, makers = shown_bytes(min(self._described)), ", ".join(sorted(self._dialect.described))
+            raise ArtifactError(f"the shape of {name} is given, which it may be of what `{makers}` makes alone")
         for port in ports.outputs:
             if port.name.encode() not in self._defined:
                 raise ArtifactError(f"the output `{port.name}` is made by no node")
@@ -176,20 +212,22 @@ class _Walk:
 
     def _declarations(self, begin: int, stop: int) -> GraphPorts:
         """All but the nodes, which are counted."""
-        counts = dict.fromkeys((_NODE, _INITIALIZER, _INPUT, _OUTPUT), 0)
+        counts = dict.fromkeys(_LIMITS, 0)
         ports: dict[int, list[OnnxPort]] = {_INPUT: [], _OUTPUT: []}
         node_bytes = 0
-        for key, first, last in self._source.fields(begin, stop, GRAPH):
+        for key, first, last in self._source.fields(begin, stop, self._message):
             if key in counts:
                 counts[key] += 1
                 if counts[key] > _LIMITS[key]:
-                    raise ArtifactError(f"the graph has more than {_LIMITS[key]} of `{GRAPH.repeated[key]}`")
+                    raise ArtifactError(f"the graph has more than {_LIMITS[key]} of `{self._message.repeated[key]}`")
             if key == _NODE:
                 node_bytes += last - first
             elif key == _INITIALIZER:
                 self._initializer(first, last)
             elif key in ports:
-                ports[key].append(read_port(_bounded(self._source, first, last, MAX_PORT_BYTES, "an input or output")))
+                ports[key].append(self._port(first, last))
+            elif key == _VALUE_INFO:
+                self._describe(first, last)
         if node_bytes > MAX_ALL_NODES_BYTES:
             raise ArtifactError(f"the nodes have {node_bytes} bytes, allowed at most {MAX_ALL_NODES_BYTES}")
         for port in ports[_INPUT]:
@@ -197,13 +235,23 @@ class _Walk:
         _check_unique(ports[_OUTPUT])
         return GraphPorts(tuple(ports[_INPUT]), tuple(ports[_OUTPUT]))
 
+    def _port(self, first: int, last: int) -> OnnxPort:
+        data = _bounded(self._source, first, last, MAX_PORT_BYTES, "an input or output")
+        return read_port(data, sequences=self._dialect.sequences)
+
+    def _describe(self, first: int, last: int) -> None:
+        name = read_port(_bounded(self._source, first, last, MAX_PORT_BYTES, "`value_info`")).name.encode()
+        if name in self._described:
+            raise ArtifactError(f"the shape of {shown_bytes(name)} is given twice")
+        self._described.add(name)
+
     def _initializer(self, first: int, last: int) -> None:
         tensor = read_tensor(self._source, first, last)
         self._define(checked_name(tensor.name, "an initialiser"))
         self._remember(tensor.name, tensor.numbers)
 
     def _node(self, data: bytes) -> None:
-        node = read_node(data, self._attributes)
+        node = read_node(data, self._attributes, self._dialect)
         if not self._defined.issuperset(node.inputs):
             unknown = next(name for name in node.inputs if name not in self._defined)
             raise ArtifactError(f"it reads {shown_bytes(unknown)}, which nothing before it makes")
@@ -212,12 +260,21 @@ class _Walk:
         outputs = [checked_name(name, "an output") for name in node.outputs if name]
         for name in outputs:
             self._define(name)
+        if node.operator in self._dialect.described:
+            self._check_described(node.operator, outputs)
         if node.operator == "Constant":
             self._remember(node.outputs[0] if node.outputs else b"", node.numbers)
         elif node.numbers.largest > MAX_ELEMENTS or self._carries_large(node):
             self._large.update(outputs)
         if self._on_node is not None:
             self._on_node(node)
+
+    def _check_described(self, operator: str, outputs: list[bytes]) -> None:
+        """Take the shapes of what a node makes off those that the file gives."""
+        for name in outputs:
+            if name not in self._described:
+                raise ArtifactError(f"the shape of {shown_bytes(name)}, which `{operator}` makes, is not given")
+            self._described.remove(name)
 
     def _carries_large(self, node: Node) -> bool:
         """Whether a number that is too large for a size may be in what a node makes."""
@@ -246,7 +303,13 @@ class _Walk:
         self._defined.add(name)
 
 
-_LIMITS = {_NODE: MAX_NODES, _INITIALIZER: MAX_INITIALIZERS, _INPUT: MAX_PORTS, _OUTPUT: MAX_PORTS}
+_LIMITS = {
+    _NODE: MAX_NODES,
+    _INITIALIZER: MAX_INITIALIZERS,
+    _INPUT: MAX_PORTS,
+    _OUTPUT: MAX_PORTS,
+    _VALUE_INFO: MAX_PORTS,
+}
 
 
 def _check_unique(ports: list[OnnxPort]) -> None:

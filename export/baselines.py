@@ -23,6 +23,7 @@ from edgeff.export.compiled import CompiledBlock, described
 from edgeff.export.graphs import BlockGraphs, compile_block
 from edgeff.manifest import CheckResults, FileSpec, GraphKind, GraphSpec, Manifest, TensorSpec
 from edgeff.manifest_json import to_json
+from edgeff.manifest_rules import referenced_files
 from edgeff.model import LocalNetwork
 
 
@@ -156,9 +157,13 @@ def _manifest(manifest: Manifest, compiled: CompiledBlock, files: Mapping[str, b
         checks=check_results([compiled]),
         inference=replace(manifest.inference, offsets={}),
     )
-    read = {graph.file for graph in compiled.spec.graphs.values()} | {own.weights, own.inference.file}
-    read |= {own.replay.file} if own.replay else set()
-    return to_json(replace(own, files={file: _file_spec(files[file]) for file in sorted(read)}))
+    return inner_manifest(own, files)
+
+
+def inner_manifest(manifest: Manifest, files: Mapping[str, bytes | Path]) -> str:
+    """The text of a manifest that lies inside an artifact and lists, of the artifact's files, those it refers to."""
+    read = {file for _, file in referenced_files(manifest)}
+    return to_json(replace(manifest, files={file: _file_spec(files[file]) for file in sorted(read)}))
 
 
 def _file_spec(source: bytes | Path) -> FileSpec:
@@ -166,4 +171,4 @@ def _file_spec(source: bytes | Path) -> FileSpec:
     return FileSpec(len(content), hashlib.sha256(content).hexdigest())
 
 
-__all__ = ["baseline_files", "check_results"]
+__all__ = ["baseline_files", "check_results", "inner_manifest"]

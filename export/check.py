@@ -343,8 +343,8 @@ def _in_two_parts(model: onnx.ModelProto, run: Any, feeds: Mapping[str, np.ndarr
     return {**by_row, **summed, **{name: value for name, value in second.items() if name.startswith("new.")}}
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference over the largest absolute value expected; infinite where either is not finite.
+def relative_error(found: np.ndarray, expected: np.ndarray, *, least: float = 1e-6) -> float:
+    """Largest difference over the largest absolute value expected, or `least`; infinite where either is not finite.
 
     >>> relative_error(np.array([1.0, 2.0]), np.array([1.0, 2.5]))
     0.2
@@ -352,7 +352,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return float("inf")
     difference = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
-    return float(difference / max(np.abs(expected).max(initial=0.0), 1e-6))
+    return float(difference / max(np.abs(expected).max(initial=0.0), least))
 
 
 def _random_rows(block: nn.Module, input_dtype: str, rows: int, draw: torch.Generator) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -18,6 +18,7 @@ from edgeff.export.openable import check_openable
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, OptimizerSpec, TensorSpec
 from edgeff.onnx_limits import MAX_GRAPH_BYTES
 from edgeff.optimizer import slots
+from edgeff.providers import CPU
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,14 @@ class CompiledBlock:
 
 
 def compile_checked(
-    block: nn.Module, *, optimizer: OptimizerSpec, input_dtype: str, classes: int, last: bool, dropout: bool
+    block: nn.Module,
+    *,
+    optimizer: OptimizerSpec,
+    input_dtype: str,
+    classes: int,
+    last: bool,
+    dropout: bool,
+    target: str = CPU,
 ) -> CompiledBlock:
     """Compile a block, compare it with torch, and describe it.
 
@@ -49,11 +57,14 @@ def compile_checked(
         classes: How many labels there are.
         last: Nothing follows it.
         dropout: Keep dropout on in training graphs.
+        target: Whose forms the graphs are in.
 
     Raises:
         ExportError: It cannot be lowered, or does not pass its checks.
     """
-    graphs = compile_block(block, optimizer_spec=optimizer, input_dtype=input_dtype, last=last, dropout=dropout)
+    graphs = compile_block(
+        block, optimizer_spec=optimizer, input_dtype=input_dtype, last=last, dropout=dropout, target=target
+    )
     paths: dict[GraphKind, str] = {kind: f"blocks/{block.name}.{kind}.onnx" for kind in graphs.models}
     return described(block, graphs, paths, optimizer=optimizer, input_dtype=input_dtype, classes=classes, last=last)
 
@@ -82,7 +93,7 @@ def described(
     Raises:
         ExportError: They do not pass their checks, or would not open on a device.
     """
-    files = {paths[kind]: _serialised(model) for kind, model in graphs.models.items()}
+    files = {paths[kind]: serialised(model) for kind, model in graphs.models.items()}
     check_openable(files, limit=MAX_GRAPH_BYTES)
     check = check_block(block, graphs, spec=optimizer, input_dtype=input_dtype, classes=classes)
     spec = BlockSpec(
@@ -92,7 +103,7 @@ def described(
         parameters=_specs(graphs.parameters),
         buffers=_specs(graphs.buffers),
         slots=slots(optimizer),
-        graphs={kind: _graph_spec(kind, model, paths[kind]) for kind, model in graphs.models.items()},
+        graphs={kind: graph_spec(kind, model, paths[kind]) for kind, model in graphs.models.items()},
         objective=block.describe(),  # type: ignore[operator]
     )
     return CompiledBlock(spec, graphs, check, files)
@@ -105,7 +116,8 @@ def _specs(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
     )
 
 
-def _graph_spec(kind: GraphKind, model: onnx.ModelProto, file: str) -> GraphSpec:
+def graph_spec(kind: GraphKind, model: onnx.ModelProto, file: str) -> GraphSpec:
+    """What a manifest says of a graph, which has `value_info` for its inner tensors."""
     return GraphSpec(
         file=file,
         inputs=tuple(value.name for value in model.graph.input),
@@ -118,13 +130,15 @@ def _graph_spec(kind: GraphKind, model: onnx.ModelProto, file: str) -> GraphSpec
     )
 
 
-def _serialised(model: onnx.ModelProto) -> bytes:
-    """The file: shapes of inner tensors were for the memory model and are left out."""
+def serialised(model: onnx.ModelProto, *, described: Collection[str] = ()) -> bytes:
+    """The file: shapes of inner tensors were for the memory model and are left out, but for those of `described`."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
+    kept = [value for value in model.graph.value_info if value.name in described]
     del bare.graph.value_info[:]
+    bare.graph.value_info.extend(kept)
     content: bytes = bare.SerializeToString(deterministic=True)
     return content
 
 
-__all__ = ["CompiledBlock", "compile_checked", "described"]
+__all__ = ["CompiledBlock", "compile_checked", "described", "graph_spec", "serialised"]

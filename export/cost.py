@@ -42,6 +42,11 @@ def _work(node: onnx.NodeProto, known: Known) -> Work:
         places = known.shape(node.output[0] if node.op_type == "Conv" else node.input[0])
         filter_size = math.prod(_sizes(known.shape(node.input[1])[1:]))
         return _product(places, filter_size)
+    if node.op_type == "ConvGrad":
+        # The gradient of the filters, and of the input where that is asked for.
+        one = _product(known.shape(node.input[0]), math.prod(_sizes(known.shape(node.input[2])[1:])))
+        asked = sum(map(bool, node.output[:2]))
+        return Work(asked * one.fixed, asked * one.per_row)
     if node.op_type == "MatMul":
         return _product(known.shape(node.output[0]), known.shape(node.input[0])[-1])
     if node.op_type == "Gemm":

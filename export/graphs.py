@@ -20,9 +20,11 @@ from edgeff.export.inplace import in_place_pairs, ordered_in_place
 from edgeff.export.ir import Graph, Rows, Shape, Value
 from edgeff.export.lowering import TRANSLATIONS, lower
 from edgeff.export.order import order_for_memory
+from edgeff.export.targets import for_target
 from edgeff.export.tracing import TracedBlock, block_tensors, trace_block
 from edgeff.manifest import GraphKind, OptimizerSpec
 from edgeff.optimizer import optimizer, rates, slots
+from edgeff.providers import CPU
 
 _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
@@ -43,7 +45,13 @@ class BlockGraphs:
 
 
 def compile_block(
-    block: nn.Module, *, optimizer_spec: OptimizerSpec, input_dtype: str, last: bool, dropout: bool = False
+    block: nn.Module,
+    *,
+    optimizer_spec: OptimizerSpec,
+    input_dtype: str,
+    last: bool,
+    dropout: bool = False,
+    target: str = CPU,
 ) -> BlockGraphs:
     """Trace a block's update and lower it to its four graphs.
 
@@ -53,6 +61,7 @@ def compile_block(
         input_dtype: Of the block's input rows: `float32`, or `int64` for tokens.
         last: Leave the hand-over out: nothing follows.
         dropout: Keep the block's dropout layers on in `step` and `accumulate`, drawn from a `seed` input.
+        target: Whose forms the graphs are in (`edgeff.export.targets`).
 
     Raises:
         ExportError: The block cannot be lowered; names block and operator.
@@ -71,6 +80,7 @@ def compile_block(
         "apply": apply_model(optimizer_spec),
         "forward": _forward(plain, shapes, last),
     }
+    models = {kind: for_target(model, target) for kind, model in models.items()}
     for kind, model in models.items():
         ordered_in_place(model, block=str(block.name), kind=kind)
         order_for_memory(model)
@@ -80,6 +90,25 @@ def compile_block(
         parameters=parameters,
         buffers={name: tensor for name, tensor in buffers.items() if f"buffer.{name}" in read},
     )
+
+
+def objective_model(block: nn.Module, *, input_dtype: str, last: bool, dropout: bool = False) -> onnx.ModelProto:
+    """A block's forward with its loss and no gradient, for an engine that makes gradients itself.
+
+    Args:
+        block: As for `compile_block`.
+        input_dtype: Of the block's input rows.
+        last: Leave the hand-over out.
+        dropout: Keep the block's dropout layers on, drawn from a `seed` input.
+
+    Raises:
+        ExportError: The block cannot be lowered; names block and operator.
+    """
+    parameters, buffers = block_tensors(block)
+    dropout = dropout and bool(dropouts(block))
+    native = frozenset(TRANSLATIONS)
+    traced = trace_block(block, input_dtype=_TORCH_DTYPES[input_dtype], native=native, dropout=dropout)
+    return _learning(traced, _Inputs(block, parameters, buffers, input_dtype), last).to_model("objective")
 
 
 def in_place_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -174,6 +203,15 @@ def apply_model(spec: OptimizerSpec) -> onnx.ModelProto:
     for slot, value in new_state.items():
         graph.output(f"new.state.{slot}", value)
     return graph.to_model("apply")
+
+
+def _learning(traced: TracedBlock, inputs: _Inputs, last: bool) -> Graph:
+    graph = Graph()
+    outputs = _learning_outputs(traced, last)
+    found = lower(traced, graph, inputs.traced(graph), outputs, block=inputs.block)
+    for name in outputs:
+        graph.output(name, found[name])
+    return graph
 
 
 def _forward(traced: TracedBlock, inputs: _Inputs, last: bool) -> onnx.ModelProto:

@@ -87,9 +87,24 @@ def _where(node: onnx.NodeProto, sizes: Known) -> Line:
     return Line(2 * out.fixed_bytes, 2 * out.row_bytes)
 
 
+def _conv_gradient(node: onnx.NodeProto, sizes: Known) -> Line:
+    """onnxruntime-training: the input of one row and one group is unfolded as a whole."""
+    gradient, weight = sizes.shape(node.input[0]), sizes.shape(node.input[2])
+    filter_size = math.prod(int(str(size)) for size in weight[1:])
+    return Line(filter_size * math.prod(int(str(size)) for size in gradient[2:]) * _FLOAT, 0)
+
+
+def _layer_norm_gradient(node: onnx.NodeProto, sizes: Known) -> Line:
+    """onnxruntime-training: three more of the size of the input."""
+    taken = sizes.line(node.input[1])
+    return Line(3 * taken.fixed_bytes, 3 * taken.row_bytes)
+
+
 _RULES: Mapping[str, Callable[[onnx.NodeProto, Known], Line]] = {
     "Conv": _conv,
+    "ConvGrad": _conv_gradient,
     "ConvTranspose": _conv_transpose,
+    "LayerNormalizationGrad": _layer_norm_gradient,
     "Where": _where,
 }
 

@@ -13,11 +13,15 @@ from torch import nn
 
 from edgeff import __version__
 from edgeff.artifact import write_artifact
+from edgeff.engines import ONNXRUNTIME, ORT_TRAINING
 from edgeff.errors import ExportError
 from edgeff.export.baselines import baseline_files, check_results
 from edgeff.export.compiled import CompiledBlock, compile_checked
 from edgeff.export.inference import inference_model
 from edgeff.export.openable import check_openable
+from edgeff.export.ort_files import training_files
+from edgeff.export.ort_training import check_trainable
+from edgeff.export.targets import TARGETS
 from edgeff.manifest import (
     InferenceSpec,
     Manifest,
@@ -28,6 +32,7 @@ from edgeff.manifest import (
 from edgeff.model import LocalNetwork
 from edgeff.optimizer import optimizer_spec
 from edgeff.preprocess import Preprocessing
+from edgeff.providers import CPU
 
 WEIGHTS, INFERENCE, REPLAY = "weights.safetensors", "inference.onnx", "replay.safetensors"
 
@@ -41,6 +46,8 @@ class ExportSettings:
         training: Defaults of `train-on-device`.
         dropout: Keep dropout on in training graphs, drawn from a seed input.
         baselines: Let back-propagation through the whole network travel along, to be compared with.
+        engine: `ort-training` lets training artifacts for onnxruntime-training travel along, beside the plain graphs.
+        target: Execution provider in whose forms the graphs are written (`edgeff.export.targets`).
         metadata: Facts that no reader needs.
     """
 
@@ -48,6 +55,8 @@ class ExportSettings:
     training: TrainingDefaults = field(default_factory=TrainingDefaults)
     dropout: bool = False
     baselines: bool = False
+    engine: str = ONNXRUNTIME
+    target: str = CPU
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -73,15 +82,20 @@ def export_network(
 
     Raises:
         ExportError: A block that cannot be lowered or does not pass its checks; nothing is written then.
+        EngineError: The engine that is asked for is not installed.
         ArtifactError: `out` exists or cannot be written.
     """
     settings = settings or ExportSettings()
+    if settings.target not in TARGETS:
+        raise ExportError(f"unknown target `{settings.target}`", hint=f"known: {', '.join(TARGETS)}")
     if preprocessing.features.shape != tuple(network.input_shape):
         raise ExportError(
             f"preprocessing gives rows of {preprocessing.features.shape}, needed {tuple(network.input_shape)}"
         )
     blocks: list[nn.Module] = list(network.blocks)
     check_locality(blocks)
+    if settings.engine == ORT_TRAINING:
+        check_trainable(settings.optimizer)
     with torch.no_grad():
         compiled = [_compile(block, network, preprocessing, settings, last=block is blocks[-1]) for block in blocks]
     weights = {
@@ -120,10 +134,12 @@ def export_network(
         replay=None if replay is None else ReplaySpec(REPLAY, len(replay[1])),
         checks=check_results(compiled),
         files={},
-        metadata=dict(settings.metadata),
+        metadata={**settings.metadata, **({} if settings.target == CPU else {"target": settings.target})},
     )
     if settings.baselines:
         files |= baseline_files(network, manifest, files, dropout=settings.dropout)
+    if settings.engine == ORT_TRAINING:
+        files |= training_files(blocks, compiled, manifest, files, dropout=settings.dropout)
     return write_artifact(manifest, files, out)
 
 
@@ -177,6 +193,7 @@ def _compile(
         classes=len(network.classes),
         last=last,
         dropout=settings.dropout,
+        target=settings.target,
     )
 
 

@@ -28,6 +28,7 @@ from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import check_block_names
 from edgeff.runtime.plan_parts import Plan, Request
+from edgeff.runtime.provider_check import check_provider
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.stage_run import StageRun
 from edgeff.runtime.stops import Stop, never
@@ -104,6 +105,7 @@ class Adaptation:
                     yield Finished(finished)
                     return
             rows = rows or prepare_rows(self.artifact, self.dataset, self.settings, self.guard)
+            check_provider(self.artifact, self.engine, self.plan)
             self.engine.reserve(self.plan.arena_bytes)
             kind = StageRun if self.plan.schedule == "stage" else SweepRun
             yield from kind(self, rows, stop).events()
@@ -167,6 +169,18 @@ def adaptation_request(
         row_bytes=replay * manifest.input.nbytes + 3 * 8 * (rows + replay),
         **more,
     )
+
+
+def engine_request(engine: Engine) -> dict[str, Any]:
+    """What an engine asks of the planner; attributes of the request.
+
+    One with copies of its own runs in memory of its own; one that keeps gradients sums them in any case. What a
+    provider takes for itself nobody can tell beforehand.
+    """
+    if not engine.has_copies:
+        return {}
+    summed = {"updates": "accumulated"} if engine.keeps_gradients else {}
+    return {"arena": False, "engine_copies": True, "uniform": engine.memory() is not None, **summed}
 
 
 def _described(dataset: Dataset) -> dict[str, Any]:

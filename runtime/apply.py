@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import Buffers
-from edgeff.runtime.engine import Array, Call, Graph
+from edgeff.runtime.device_memory import DeviceMemory
+from edgeff.runtime.engine import Call, Graph
 from edgeff.runtime.network import Graphs, Network
 from edgeff.runtime.plan_bytes import APPLY_NUMBERS
 from edgeff.runtime.plan_parts import BlockPlan
@@ -43,12 +45,52 @@ class Apply:
         return self._graph.bind({**pieces, **self._buffers.scalars})
 
 
+class DeviceApply:
+    """Updates a block's tensors where they lie on a device, each whole: a device cannot be given a part of one.
+
+    Args:
+        graph: Of kind `apply`.
+        tensors: Of each parameter, float32 (numbers,) by role: `parameter`, `gradient`, `state.<slot>`.
+        buffers: Have the rates.
+        memory: Of the device.
+    """
+
+    def __init__(
+        self, graph: Graph, tensors: Sequence[Mapping[str, Array]], buffers: Buffers, memory: DeviceMemory
+    ) -> None:
+        self._calls = [graph.bind({**one, **buffers.scalars}) for one in tensors]
+        self._gradients = [one["gradient"] for one in tensors]
+        self._memory = memory
+
+    def run(self) -> None:
+        """Update, and begin a new sum of gradients."""
+        for call in self._calls:
+            call.run()
+        self._memory.clear(self._gradients)
+
+
 def applies(
     network: Network, graphs: Graphs, trained: Sequence[tuple[int, BlockPlan]], buffers: Buffers
-) -> list[Apply]:
+) -> Sequence[Apply | DeviceApply]:
     """The updates of the trained blocks, given by number and in order; fewer than blocks where these share a graph."""
+    if graphs.memory is not None:
+        return [
+            DeviceApply(graphs.of(block, "apply"), _tensors(network, block), buffers, graphs.memory)
+            for block, part in trained
+            if "apply" in part.graphs
+        ]
     return [
         Apply(graphs.of(blocks[0], "apply"), _joined(network, blocks), buffers) for blocks in _alike(network, trained)
+    ]
+
+
+def _tensors(network: Network, block: int) -> list[dict[str, Array]]:
+    """Each parameter of a block as the numbers that `apply` takes, by role."""
+    memory = network.memory(block)
+    roles = ["parameter", "gradient", *(f"state.{slot}" for slot in memory.spec.slots)]
+    return [
+        {role: memory.arrays[f"{role}.{tensor.name}"].reshape(-1) for role in roles}
+        for tensor in memory.spec.parameters
     ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeff.manifest import Manifest, TensorSpec
-from edgeff.runtime.engine import Array
+from edgeff.runtime.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def allocate_buffers(
         last: Block to end with; None for the last there is.
     """
     scalars: dict[str, Array] = {f"rate.{name}": np.array(value, np.float32) for name, value in rates.items()}
-    scalars |= {"loss": np.zeros((), np.float32), "seed": np.zeros((), np.int64)}
+    scalars |= {name: np.zeros((), np.float32) for name in ("loss", "learning_rate")}
+    scalars["seed"] = np.zeros((), np.int64)
     even, odd = _handover_bytes(manifest, rows, first, last)
     taken = manifest.blocks[first].input
     return Buffers(

@@ -28,7 +28,7 @@ from edgeff.atomic import atomic_file, write_atomically, writing
 from edgeff.errors import RunError
 from edgeff.lock import locked
 from edgeff.plain_file import open_plain
-from edgeff.runtime.engine import Array
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.network import Network
 from edgeff.runtime.tensor_stream import peek_facts, read_all_tensors, read_facts, read_tensors_into, write_tensors
 from edgeff.runtime.trainer import Position

@@ -6,26 +6,30 @@ and an output bound to the array of an input is written over it.
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeff.errors import EngineError
 from edgeff.manifest import GraphSpec
+from edgeff.providers import CPU
+from edgeff.runtime.arrays import Array, Port, fitting
 from edgeff.runtime.cores import fast_cores
-
-Array = NDArray[Any]
+from edgeff.runtime.device_memory import Copies, DeviceCall, DeviceMemory
+from edgeff.runtime.providers import KINDS, RECORD, Placement, ProviderKind, choose, placement_of, plugin_devices
 
 # More threads than this help no model small enough to train on a device, and each costs memory in every session.
 MAX_DEFAULT_THREADS = 4
 _MOST_THREADS = 1024
 _THREADS_HINT = "leave `--threads` out for the fast cores, at most 4"
 _ERRORS_ONLY = 3
+# Lays maps out in blocks of channels for pooling on x86, by a copy of each that nobody planned and no time gained.
+_LAYOUT_PASS = "NchwcTransformer"
+TRAINING_PACKAGE = "onnxruntime.training"
 _FLOAT_BYTES = 4
 
 _DTYPES = {
@@ -56,21 +60,6 @@ _ARENA = {"max_mem": 0, "arena_extend_strategy": 1, "max_dead_bytes_per_chunk": 
 ARENA_MARGIN = 64 * 1024
 # onnxruntime allows one arena in a process, and it cannot be made anew.
 _arena_registered = False
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a loaded graph.
-
-    Attributes:
-        name: As in the graph.
-        shape: Sizes; None where the graph leaves one open (the rows).
-        dtype: numpy's name.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
 
 
 class Call(Protocol):
@@ -119,6 +108,29 @@ class Engine(Protocol):
     def threads(self) -> int:
         """Threads that one operator may use."""
 
+    @property
+    def provider(self) -> ProviderKind:
+        """What runs operators."""
+
+    @property
+    def placements(self) -> Mapping[str, Placement | None]:
+        """Of the graphs loaded so far, by name; empty on the CPU, where there is nothing to tell."""
+
+    @property
+    def copies(self) -> Copies:
+        """Made so far between the runtime's memory and a device's."""
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether sums of gradients are its own business, rather than arrays of the runtime."""
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether it has copies of weights and state beside the runtime's arrays."""
+
+    def memory(self) -> DeviceMemory | None:
+        """Memory of a device, for graphs that run one after another; None where they run in the runtime's arrays."""
+
     def reserve(self, size: int) -> None:
         """Keep a stretch of memory in which the graphs run that are loaded from now on, one at a time.
 
@@ -126,12 +138,13 @@ class Engine(Protocol):
             size: Bytes (`Plan.arena_bytes`); 0 gives back what is kept: each run takes what it needs from the system.
         """
 
-    def load(self, model: bytes, name: str) -> Graph:
+    def load(self, model: bytes, name: str, memory: DeviceMemory | None = None) -> Graph:
         """Load a graph.
 
         Args:
             model: The bytes of an ONNX file.
             name: Of the file, for messages.
+            memory: What `memory` gave, shared by graphs that read what others wrote.
 
         Raises:
             EngineError: The engine refuses it.
@@ -139,25 +152,40 @@ class Engine(Protocol):
 
 
 class OnnxRuntime:
-    """The engine of an ordinary onnxruntime, on the CPU.
+    """The engine of an ordinary onnxruntime.
 
     Args:
         threads: Threads for one operator; None for the fast physical cores this process may use, at most 4.
+        provider: What runs operators.
+
+    Attributes:
+        provider: What runs operators.
+        placements: Of the graphs loaded so far, by name; empty on the CPU, where there is nothing to tell.
+        copies: Made between the runtime's memory and a device's.
 
     Raises:
         EngineError: onnxruntime is not installed, or `threads` is below 1.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    # Whether sums of gradients are its own business, rather than arrays of the runtime.
+    keeps_gradients = False
+
+    def __init__(self, threads: int | None = None, provider: str | ProviderKind = CPU) -> None:
         if threads is not None and threads < 1:
             raise EngineError(f"`{threads}` threads cannot run anything, needed 1 or more", hint=_THREADS_HINT)
         if threads is not None and threads > _MOST_THREADS:
             raise EngineError(f"`{threads}` threads are more than {_MOST_THREADS}", hint=_THREADS_HINT)
-        self._module = _import_onnxruntime()
-        self._native = _Native(self._module)
+        self._module = import_onnxruntime()
+        self.native = Native(self._module)
         self._threads = threads or min(fast_cores(), MAX_DEFAULT_THREADS)
         self._in_arena = False
+        self.provider = KINDS[CPU]
+        self.placements: dict[str, Placement | None] = {}
+        self.copies = Copies()
+        self._devices: list[Any] = []
         self._take_zeros(1)
+        self.provider = choose(provider, self._module) if isinstance(provider, str) else provider
+        self._devices = plugin_devices(self.provider, self._module)
 
     @property
     def name(self) -> str:
@@ -172,30 +200,61 @@ class OnnxRuntime:
     def reserve(self, size: int) -> None:
         """Keep an arena for graphs; see `Engine.reserve`. What they need beyond it is added as it is needed."""
         if self._in_arena:
-            self._take_zeros(1, self._native.shrinking)
+            self._take_zeros(1, self.native.shrinking)
         self._in_arena = size > 0
         if size:
-            self._native.register_arena()
+            self.native.register_arena()
             # Taken in one piece: of several, none can use what lies free in another.
             self._take_zeros(-(-(size + ARENA_MARGIN) // _FLOAT_BYTES))
 
-    def load(self, model: bytes, name: str) -> _Session:
+    @property
+    def has_copies(self) -> bool:
+        """Whether a device, or what new values are written to first, has weights beside the runtime's arrays."""
+        return self.provider.memory != CPU or not self.provider.in_place
+
+    def memory(self) -> DeviceMemory | None:
+        """Memory of the provider's device; see `Engine.memory`."""
+        return None if self.provider.memory == CPU else DeviceMemory(self._module, self.provider.memory, self._count)
+
+    def _count(self, copies: Copies) -> None:
+        self.copies += copies
+
+    def load(self, model: bytes, name: str, memory: DeviceMemory | None = None) -> _Session:
         """Make a session from the bytes of an ONNX file; see `Engine.load`."""
+        opened = self._open(model, name, memory)
+        if self.provider.name != CPU:
+            self.placements[name] = placement_of(opened.session)
+        return opened
+
+    def _open(self, model: bytes, name: str, memory: DeviceMemory | None) -> _Session:
+        options = self.session_options()
+        providers: list[str] | None = list(dict.fromkeys((self.provider.full, KINDS[CPU].full)))
+        if self._devices:
+            options.add_provider_for_devices(self._devices, {})
+            providers = None
+        if self.provider.name != CPU:
+            options.add_session_config_entry(RECORD, "1")
         try:
-            session = self._module.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"])
+            session = self._module.InferenceSession(
+                model, options, providers=providers, disabled_optimizers=[_LAYOUT_PASS]
+            )
         except Exception as error:  # onnxruntime raises a dozen classes that share no base of their own
             raise EngineError(
-                f"{self.name} refused `{name}`: {_first_line(error)}",
+                f"{self.name} refused `{name}`: {first_line(error)}",
                 hint="install a newer onnxruntime, or export the model again",
             ) from error
-        return _Session(session, self._native, name)
+        if memory is not None:
+            return _DeviceSession(session, self.native, name, memory)
+        kind = _Session if self.provider.in_place else _ApartSession
+        return kind(session, self.native, name)
 
     def _take_zeros(self, count: int, options: Any = None) -> None:
         """Run a graph that takes so many float32 numbers for a moment."""
         arrays: dict[str, Array] = {"n": np.array([count], np.int64), "y": np.zeros((), np.float32)}
-        self.load(_ZEROS_MODEL, "reserve").bind(arrays).run(options)
+        self._open(_ZEROS_MODEL, "reserve", None).bound(arrays).run(options)
 
-    def _options(self) -> Any:
+    def session_options(self) -> Any:
+        """Of a session, as the engine's settings are now."""
         options = self._module.SessionOptions()
         # A session's own arena keeps what it ever took, twice of what is needed. Without, plain malloc with the
         # allocator's thresholds set returns everything after each run, and the system has to zero it for the next.
@@ -219,8 +278,8 @@ class OnnxRuntime:
 class _Session:
     """A loaded graph of onnxruntime."""
 
-    def __init__(self, session: Any, native: _Native, name: str) -> None:
-        self._session = session
+    def __init__(self, session: Any, native: Native, name: str) -> None:
+        self.session = session
         self._native = native
         self._name = name
         self.inputs = tuple(_port(value) for value in session.get_inputs())
@@ -229,54 +288,61 @@ class _Session:
         self._given_names = [port.name for port in self.outputs]
         self._given_devices = [native.device] * len(self.outputs)
 
-    def bind(self, arrays: Mapping[str, Array]) -> _BoundSession:
+    def bind(self, arrays: Mapping[str, Array]) -> Call:
+        return self.bound(arrays)
+
+    def bound(self, arrays: Mapping[str, Array]) -> _BoundSession:
+        """A call on arrays; each output is written where it belongs at once."""
         # Vectors of values, not an `IOBinding`: that keeps every name several times, 11.7 KiB for 21 arrays where these
         # take 5.4, and a deep network has a call for each block.
-        values: dict[tuple[str, tuple[int, ...]], tuple[Array, Any]] = {}
-        taken = [self._value(values, arrays, port) for port in self.inputs]
-        given = [self._value(values, arrays, port) for port in self.outputs]
-        # From a list: of a generator's tuple the interpreter would keep the memory, and these are made for every batch.
-        held = tuple([array for array, _ in values.values()])
-        return _BoundSession(self, self._native.vector(taken), self._native.vector(given), held)
+        values, held = self._native.values(self._name, (*self.inputs, *self.outputs), arrays)
+        vector, split = self._native.vector, len(self.inputs)
+        return _BoundSession(self, vector(values[:split]), vector(values[split:]), held)
 
     def run(self, taken: Any, given: Any, options: Any = None) -> None:
         """Run on values in the order of inputs and outputs."""
         try:
-            self._session.run_with_ortvaluevector(
+            self.session.run_with_ortvaluevector(
                 options or self._native.options, self._taken_names, taken, self._given_names, given, self._given_devices
             )
         except Exception as error:
-            raise EngineError(f"onnxruntime failed in `{self._name}`: {_first_line(error)}") from error
+            raise EngineError(f"onnxruntime failed in `{self._name}`: {first_line(error)}") from error
 
-    def _value(
-        self, values: dict[tuple[str, tuple[int, ...]], tuple[Array, Any]], arrays: Mapping[str, Array], port: Port
-    ) -> Any:
-        """What stands for an array; the same for an input and the output that is written over it."""
-        name = port.name if port.name in arrays else port.name.removeprefix("new.")
-        array = self._array(arrays, name, port)
-        key = (name, array.shape)
-        if key not in values:
-            values[key] = array, self._native.value(array)
-        return values[key][1]
 
-    def _array(self, arrays: Mapping[str, Array], name: str, port: Port) -> Array:
-        if name not in arrays:
-            raise EngineError(f"`{self._name}` needs an array for `{port.name}`")
-        array = arrays[name]
-        if name.startswith("gradient.") and array.size == math.prod(size or 0 for size in port.shape):
-            # The sum of a weight's gradients is taken as the matrix that its parts come out as.
-            array = array.reshape([size or 0 for size in port.shape])
-        # The engine gets no more than an address: a wrong shape here would be a wild write there.
-        fits = len(array.shape) == len(port.shape) and all(
-            needed in (None, got) for needed, got in zip(port.shape, array.shape, strict=True)
-        )
-        if not fits or array.dtype.name != port.dtype or not array.flags.c_contiguous:
-            raise EngineError(
-                f"`{self._name}`: `{port.name}` must be {port.dtype} {_shown(port.shape)}, "
-                f"got {array.dtype.name} {_shown(array.shape)}{'' if array.flags.c_contiguous else ', not contiguous'}",
-                hint="the graph is not the one the manifest describes: export the model again",
-            )
-        return array
+class _DeviceSession(_Session):
+    """A loaded graph that runs on a device with memory of its own."""
+
+    def __init__(self, session: Any, native: Native, name: str, memory: DeviceMemory) -> None:
+        super().__init__(session, native, name)
+        self._memory = memory
+
+    def bind(self, arrays: Mapping[str, Array]) -> Call:
+        return DeviceCall(self.session, self._name, self.inputs, self.outputs, arrays, self._memory)
+
+
+class _ApartSession(_Session):
+    """A loaded graph whose new values are written beside the old ones, and over them once it has run."""
+
+    def bind(self, arrays: Mapping[str, Array]) -> Call:
+        renewed = {}
+        for port in self.outputs:
+            source = port.name.removeprefix("new.")
+            if port.name != source and port.name not in arrays:
+                old = fitting(self._name, port, source, arrays)
+                renewed[port.name] = (old, np.empty_like(old))
+        beside = {name: new for name, (_, new) in renewed.items()}
+        return _RenewingCall(self.bound({**arrays, **beside}), tuple(renewed.values()))
+
+
+@dataclass(frozen=True)
+class _RenewingCall:
+    call: Call
+    renewed: tuple[tuple[Array, Array], ...]
+
+    def run(self) -> None:
+        self.call.run()
+        for old, new in self.renewed:
+            old[...] = new
 
 
 @dataclass(frozen=True)
@@ -290,7 +356,7 @@ class _BoundSession:
         self.session.run(self.taken, self.given, options)
 
 
-class _Native:
+class Native:
     """What of onnxruntime's compiled module stands for arrays on the CPU."""
 
     def __init__(self, module: Any) -> None:
@@ -299,9 +365,27 @@ class _Native:
         self.shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.device = self._state.OrtDevice(self._state.OrtDevice.cpu(), self._state.OrtDevice.default_memory(), 0)
 
-    def value(self, array: Array) -> Any:
-        """An array as the engine takes it, without a copy."""
-        return self._state.OrtValue.ortvalue_from_numpy(array, self.device)
+    def values(
+        self, graph: str, ports: Sequence[Port], arrays: Mapping[str, Array]
+    ) -> tuple[list[Any], tuple[Array, ...]]:
+        """The arrays of some ports as the engine takes them, without a copy, and those that they must not outlive.
+
+        An input and the output that is written over it have the same value.
+
+        Raises:
+            EngineError: An array is missing or does not fit.
+        """
+        made: dict[tuple[str, tuple[int, ...]], tuple[Array, Any]] = {}
+        values = []
+        for port in ports:
+            name = port.name if port.name in arrays else port.name.removeprefix("new.")
+            array = fitting(graph, port, name, arrays)
+            key = (name, array.shape)
+            if key not in made:
+                made[key] = array, self._state.OrtValue.ortvalue_from_numpy(array, self.device)
+            values.append(made[key][1])
+        # From a list: of a generator's tuple the interpreter would keep the memory, and these are made for every batch.
+        return values, tuple([array for array, _ in made.values()])
 
     def register_arena(self) -> None:
         """Give this process its arena, if it has none."""
@@ -338,14 +422,26 @@ def check_graph(graph: Graph, spec: GraphSpec) -> None:
             )
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The package, quiet towards the network, and without what it would import of others.
+
+    Raises:
+        EngineError: It is not installed.
+    """
     # From 1.29 on onnxruntime tells its makers over the network how it is used, unless this stands in the environment
     # when it is loaded. Nothing of a run leaves the device; without, 2 MiB, a thread and a file are spared too.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # The training build looks there first, for what needs PyTorch and is not used here: 230 MiB where that is.
+    hidden = "onnxruntime" not in sys.modules and TRAINING_PACKAGE not in sys.modules
+    if hidden:
+        sys.modules[TRAINING_PACKAGE] = None  # type: ignore[assignment]
     try:
         import onnxruntime
     except ImportError as error:
         raise EngineError("no onnxruntime is installed", hint='run `pip install "edgeff[device]"`') from error
+    finally:
+        if hidden:
+            del sys.modules[TRAINING_PACKAGE]
     return onnxruntime
 
 
@@ -354,10 +450,7 @@ def _port(value: Any) -> Port:
     return Port(value.name, shape, _DTYPES.get(value.type, value.type))
 
 
-def _shown(shape: Sequence[int | None]) -> str:
-    return "(" + ", ".join("rows" if size is None else str(size) for size in shape) + ")"
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, on one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:300].rstrip(".")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeff.rows import Rows
-from edgeff.runtime.engine import Array
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.network import Network
 from edgeff.runtime.predict import DEFAULT_MICRO_BATCH, forward, fuse
 from edgeff.runtime.stops import Interrupted, Stop, never

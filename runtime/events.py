@@ -47,6 +47,17 @@ class Replanned:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """Graphs were loaded on a provider that is not the CPU; told once.
+
+    Attributes:
+        text: What it took of them, and what fell back.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Stopped:
     """The run was asked to stop; it goes on from where its checkpoint is.
 
@@ -70,4 +81,4 @@ class Finished:
     result: Mapping[str, Any]
 
 
-Event = Notice | Progress | GuardResult | Replanned | Stopped | Finished
+Event = Notice | Progress | GuardResult | Placed | Replanned | Stopped | Finished

@@ -24,8 +24,8 @@ from edgeff.atomic import error_text, write_atomically, write_hint
 from edgeff.errors import DataError, RunError
 from edgeff.preprocess import Preprocessing
 from edgeff.rows import FileRows, Index, Rows, row_index
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import allocate_buffers
-from edgeff.runtime.engine import Array
 from edgeff.runtime.network import Chain, Graphs, Network
 from edgeff.runtime.plan_parts import Features
 
@@ -83,6 +83,7 @@ class HandedOverRows:
         self._spec = network.manifest.blocks[stop].input
         self._buffers = allocate_buffers(network.manifest, micro_batch, {}, first=first, last=stop - 1)
         graphs = Graphs(network.artifact, network.engine)
+        self._memory = graphs.memory
         self._chain = Chain(network, graphs, ["forward"] * (stop - first), self._buffers, first=first)
 
     @property
@@ -106,8 +107,10 @@ class HandedOverRows:
             self._buffers.features[: len(part)] = self._rows[part]
             for run in self._chain.parts(len(part)):
                 run.call.run()
-            handed_over = self._buffers.handover(self._stop - 1, self._network.manifest)
-            out[start : start + len(part)] = handed_over[: len(part)]
+            handed_over = self._buffers.handover(self._stop - 1, self._network.manifest)[: len(part)]
+            if self._memory is not None:
+                self._memory.fetch(handed_over)
+            out[start : start + len(part)] = handed_over
         return out
 
 

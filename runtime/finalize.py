@@ -15,7 +15,8 @@ from edgeff.atomic import atomic_file
 from edgeff.errors import RunError
 from edgeff.manifest import Manifest
 from edgeff.rows import Rows
-from edgeff.runtime.engine import Array, Engine, Graph
+from edgeff.runtime.arrays import Array
+from edgeff.runtime.engine import Engine, Graph
 from edgeff.runtime.network import open_network
 from edgeff.runtime.predict import predict
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeff.errors import RunError
 from edgeff.manifest import BlockSpec, TensorSpec
-from edgeff.runtime.engine import Array
+from edgeff.runtime.arrays import Array
 
 # Bytes; kernels read from the beginning of a cache line fastest.
 ALIGNMENT = 64

@@ -11,8 +11,9 @@ from edgeff.artifact import Artifact
 from edgeff.errors import RunError
 from edgeff.manifest import GraphKind, Manifest
 from edgeff.preprocess import Preprocessing
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import Buffers
-from edgeff.runtime.engine import Array, Call, Engine, Graph, check_graph
+from edgeff.runtime.engine import Call, Engine, Graph, check_graph
 from edgeff.runtime.memory import BlockMemory, allocate_memories, allocate_memory, with_gradients
 from edgeff.runtime.store import AllWeights, ArtifactStore, GivenStore, Store
 
@@ -168,18 +169,22 @@ def all_finite(array: Array) -> bool:
     return all(np.isfinite(flat[i : i + _PIECE]).all() for i in range(0, len(flat), _PIECE))
 
 
-@dataclass(frozen=True)
 class Graphs:
     """Graphs that are loaded, each once, however many blocks share it; they are gone when nobody holds this.
 
-    Attributes:
+    Args:
         artifact: Has the files.
         engine: Loads them.
+
+    Attributes:
+        memory: Of the engine's device; None where graphs run in the arrays themselves.
     """
 
-    artifact: Artifact
-    engine: Engine
-    _loaded: dict[str, Graph] = field(default_factory=dict)
+    def __init__(self, artifact: Artifact, engine: Engine) -> None:
+        self._artifact = artifact
+        self._engine = engine
+        self._loaded: dict[str, Graph] = {}
+        self.memory = engine.memory()
 
     def of(self, block: int, kind: GraphKind) -> Graph:
         """A graph of a block.
@@ -187,12 +192,17 @@ class Graphs:
         Raises:
             EngineError: The engine refuses it, or it is not what the manifest says.
         """
-        spec = self.artifact.manifest.blocks[block].graphs[kind]
+        spec = self._artifact.manifest.blocks[block].graphs[kind]
         if spec.file not in self._loaded:
-            graph = self.engine.load(self.artifact.read(spec.file), spec.file)
+            graph = self._engine.load(self._artifact.read(spec.file), spec.file, self.memory)
             check_graph(graph, spec)
             self._loaded[spec.file] = graph
         return self._loaded[spec.file]
+
+    def settle(self) -> None:
+        """Bring the network's arrays up to date with what the graphs updated, where an engine has copies of its own."""
+        if self.memory is not None:
+            self.memory.settle()
 
 
 @dataclass(frozen=True)

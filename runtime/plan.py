@@ -100,10 +100,10 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
         rows=request.row_bytes, process=process_bytes(manifest, request), activations=buffer_bytes(manifest, rows)
     )
     for block, graphs in zip(manifest.blocks, kinds, strict=True):
-        base += _arrays(block, _is_trained(block, request), graphs)
+        base += _arrays(block, _is_trained(block, request), graphs, request)
     training = base + Bytes(graphs=_sessions(manifest, enumerate(kinds), request.threads))
     evaluating = base + Bytes(graphs=_sessions(manifest, enumerate([("forward",)] * len(kinds)), request.threads))
-    filling = filling_bytes(manifest, rows)
+    filling = max(filling_bytes(manifest, rows), _passed_bytes(manifest.blocks, request))
     if request.arena:
         left = _left(request, max(training.total, evaluating.total) + filling)
     else:
@@ -137,7 +137,7 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
         trains = _is_trained(block, request)
         stop = index if trains and features == "rerun" else 0
         kept, running = _prefix(manifest, stop, rows, request)
-        resident = base + kept + _arrays(block, trains, kinds[index])
+        resident = base + kept + _arrays(block, trains, kinds[index], request)
         resident += Bytes(
             graphs=_sessions(manifest, [(index, kinds[index])], request.threads),
             activations=buffer_bytes(manifest, rows, first=index, last=index),
@@ -147,7 +147,8 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
         if trains:
             # One after another: the blocks before run, what they give is copied, the block trains.
             copied = filling_bytes(manifest, rows, first=index)
-            filling = Bytes(activations=round(copied * (READ_COPIES[features] if index else 1)))
+            filled = round(copied * (READ_COPIES[features] if index else 1))
+            filling = Bytes(activations=max(filled, _passed_bytes([block], request)))
             training = Bytes(activations=0 if request.arena else _transient(block, kinds[index], size, request))
             phases.append(Phase(f"train {block.name}", resident + max(running, filling, training, key=_total)))
             if features != "rerun" and index:
@@ -223,7 +224,7 @@ def _block_plans(
     found = []
     for block, graphs, size in zip(manifest.blocks, kinds, sizes, strict=True):
         trained = _is_trained(block, request)
-        arrays = _arrays(block, trained, graphs)
+        arrays = _arrays(block, trained, graphs, request)
         found.append(
             BlockPlan(
                 block=block.name,
@@ -242,15 +243,24 @@ def _block_plans(
     return tuple(found)
 
 
-def _arrays(block: BlockSpec, trained: bool, graphs: Collection[GraphKind]) -> Bytes:
+def _arrays(block: BlockSpec, trained: bool, graphs: Collection[GraphKind], request: Request) -> Bytes:
     # Runs of numbers begin at multiples of `ALIGNMENT`: a parameter may be followed by padding.
     padded = sum(-(-spec.nbytes // ALIGNMENT) * ALIGNMENT for spec in block.parameters)
     own = padded if trained else block.parameter_bytes
+    state = padded * len(block.slots) if trained and graphs else 0
+    copied = request.engine_copies and trained and bool(graphs)
     return Bytes(
-        weights=own + block.weight_bytes - block.parameter_bytes,
+        weights=own + block.weight_bytes - block.parameter_bytes + copied * block.weight_bytes,
         gradients=padded if "accumulate" in graphs else 0,
-        state=padded * len(block.slots) if trained and graphs else 0,
+        state=state + copied * state,
     )
+
+
+def _passed_bytes(blocks: Sequence[BlockSpec], request: Request) -> int:
+    """What passing a block's tensors to an engine with copies of its own takes: the file, and its reader's."""
+    if not request.engine_copies:
+        return 0
+    return max(2 * (block.weight_bytes + block.state_bytes) for block in blocks if _is_trained(block, request))
 
 
 def _micro_batches(
@@ -270,11 +280,11 @@ def _micro_batch(
     block: BlockSpec, graphs: Sequence[GraphKind], rows: int, left: int | None, whole: bool, request: Request
 ) -> int:
     """The fastest part of `rows` whose run fits into what is left; the smallest where none does."""
-    if whole or request.micro_batch:
+    if whole or request.micro_batch or request.uniform:
         return rows
     cap = request.block_budgets.get(block.name)
     if cap is not None:
-        arrays = _arrays(block, _is_trained(block, request), graphs).total
+        arrays = _arrays(block, _is_trained(block, request), graphs, request).total
         own = cap - arrays - sum(session_bytes(block.graphs[kind], request.threads) for kind in graphs)
         left = own if left is None else min(left, own)
     sizes = [size for size in micro_batches(rows) if rows % size == 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeff.engines import TRAINING_FOLDER
 from edgeff.manifest import GraphKind, GraphSpec
 from edgeff.runtime.engine import ARENA_MARGIN
 
@@ -15,6 +16,9 @@ SESSION_BYTES = 96 * 1024
 NODE_BYTES = 4608
 # Each thread beyond the first, in each session: the same measurement with three threads.
 THREAD_BYTES = 80 * 1024
+# The same of onnxruntime-training's sessions of a block (`edgeff.runtime.ort_training`), which hold more for each node.
+TRAINING_SESSION_BYTES = 256 * 1024
+TRAINING_NODE_BYTES = 18 * 1024
 # Whatever the model, found the same way: 1.6 to 2.5 MiB of program code that is read in when it first runs (kernels,
 # numpy's, Python's; how much depends on what the system has cached), and 0.5 to 1.7 MiB of Python objects, of heap that
 # cannot be returned, and of Python's table of names, which may double at any time: as much as was seen of both at once,
@@ -28,7 +32,9 @@ APPLY_NUMBERS = 64 * 1024
 
 def session_bytes(graph: GraphSpec, threads: int = 1) -> int:
     """Planned bytes of a loaded graph."""
-    return SESSION_BYTES + NODE_BYTES * graph.nodes + THREAD_BYTES * (threads - 1)
+    training = graph.file.startswith(TRAINING_FOLDER)
+    fixed, node = (TRAINING_SESSION_BYTES, TRAINING_NODE_BYTES) if training else (SESSION_BYTES, NODE_BYTES)
+    return fixed + node * graph.nodes + THREAD_BYTES * (threads - 1)
 
 
 def graph_transient_bytes(graph: GraphSpec, kind: GraphKind, micro_batch: int, *, arena: bool) -> int:

@@ -187,6 +187,10 @@ class Request:
             `accumulated`: gradients are summed first. None for what is best.
         returning_bytes: Program code that was given back before the start and comes back while training.
         arena: Whether memory may be kept for graphs to run in; where it may, and fits, it is.
+        engine_copies: The engine has weights and optimiser state of its own beside the runtime's, and passes them on in
+            a file.
+        uniform: Every block runs all the rows at once that go from block to block: on a device whose memory cannot be
+            taken in parts.
     """
 
     batch_size: int
@@ -204,6 +208,8 @@ class Request:
     updates: Updates | None = None
     returning_bytes: int = 0
     arena: bool = True
+    engine_copies: bool = False
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         if self.budget_bytes is not None and self.budget_bytes <= 0:

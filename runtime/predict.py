@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeff.rows import Rows
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import allocate_buffers
-from edgeff.runtime.engine import Array
 from edgeff.runtime.network import Chain, Graphs, Network
 
 DEFAULT_MICRO_BATCH = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,12 +13,14 @@ from edgeff.errors import BudgetError, RunError
 from edgeff.runtime.allocator import return_free_memory
 from edgeff.runtime.block_meter import BlockMeter
 from edgeff.runtime.checkpoint import Checkpoint
+from edgeff.runtime.device_memory import Copies
 from edgeff.runtime.evaluate import Evaluation, evaluate
-from edgeff.runtime.events import Event, GuardResult, Notice, Replanned, Stopped
+from edgeff.runtime.events import Event, GuardResult, Notice, Placed, Replanned, Stopped
 from edgeff.runtime.guard import best_epoch
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import RunRows
 from edgeff.runtime.network import Network
+from edgeff.runtime.providers import told
 from edgeff.runtime.stops import Interrupted, Stop
 from edgeff.runtime.trainer import LearningRate, NonFiniteLossError, Position, Trainer, TrainingRows
 from edgeff.runtime.watch import Change, Watch
@@ -58,6 +60,7 @@ class Run:
         self._rate_factors: dict[str, float] = {}
         self._bound = WriteBound(run.writes_per_hour)
         self._checkpoint_bytes, self._written_before = 0, disk.written_bytes()
+        self._copies, self._placement_told = Copies(), False
 
     def _trainer(self, network: Network, rows: TrainingRows, only: int | None = None, stage: int = 0) -> Trainer:
         settings = self._run.settings
@@ -85,26 +88,34 @@ class Run:
 
     def _updates(self, trainer: Trainer, start: Position) -> Generator[Event, None, tuple[Ended, Position]]:
         position = start
-        if (yield from self._look(trainer.network, position)):
+        if (yield from self._look(trainer.settled, position)):
             return "replanned", position
         try:
             for progress in trainer.epoch(position):
                 yield progress
+                yield from self._tell_placement()
+                self._copies = progress.copies
                 self._rows_trained, self._seconds = self._rows_trained + progress.rows, self._seconds + progress.seconds
                 position = progress.position
                 if position.batch == progress.batches:
                     continue  # the guard comes before the checkpoint; let the trainer unload its graphs
                 if self._stop():
                     raise Interrupted
-                self._save_now_and_then(trainer.network, position)
-                if (yield from self._look(trainer.network, position)):
+                self._save_now_and_then(trainer, position)
+                if (yield from self._look(trainer.settled, position)):
                     return "replanned", position
         except Interrupted:
-            self._save_sound(trainer.network, position)
+            self._save_sound(trainer.settled(), position)
             return "stopped", position
-        self._check_sound(trainer.network, position)
+        self._check_sound(trainer.settled(), position)
         return_free_memory()  # the graphs are gone: let their place serve the next ones
         return "done", position
+
+    def _tell_placement(self) -> Iterator[Event]:
+        engine = self._run.engine
+        if engine.placements and not self._placement_told:
+            yield Placed(told(engine.provider, engine.placements))
+        self._placement_told = True
 
     def _roll_back(self, trainer: Trainer, error: NonFiniteLossError) -> Generator[Event, None, Position]:
         """Go back to the last good state, with half the learning rate for the block.
@@ -138,7 +149,7 @@ class Run:
         if block is not None:
             raise NonFiniteLossError(block, position.step, f"a weight of block `{block}` is not finite")
 
-    def _look(self, network: Network, position: Position) -> Generator[Event, None, bool]:
+    def _look(self, settled: Callable[[], Network], position: Position) -> Generator[Event, None, bool]:
         """Whether there is another plan now, for the caller to follow; a run whose budget cannot be kept is saved."""
         try:
             change = self._watch.look(self._plan)
@@ -146,7 +157,7 @@ class Run:
             yield Notice(str(error))
             return False
         except BudgetError:
-            self._save_sound(network, position)
+            self._save_sound(settled(), position)
             raise
         if change:
             yield from self._take(change)
@@ -199,10 +210,10 @@ class Run:
             for block, factor in checkpoint.rate_factors.items():
                 self._rate_factors[block] = min(factor, self._rate_factors.get(block, factor))
 
-    def _save_now_and_then(self, network: Network, position: Position) -> None:
+    def _save_now_and_then(self, trainer: Trainer, position: Position) -> None:
         every = self._run.settings.checkpoint_steps
         if every and position.step % every == 0:
-            self._save_if_allowed(network, position)
+            self._save_if_allowed(trainer.settled(), position)
 
     def _save_if_allowed(self, network: Network, position: Position) -> None:
         """Save, unless that would wear out the disk: then the next time."""
@@ -252,6 +263,7 @@ class Run:
             "rows_per_s": self._rows_trained / self._seconds if self._seconds else 0.0,
             "engine": run.engine.name,
             "threads": run.engine.threads,
+            "provider": self._provider(),
             "allocator": run.allocator.name if run.allocator else None,
             "rate_factors": dict(self._rate_factors),
             "disk": self._written(),
@@ -263,6 +275,12 @@ class Run:
         run.folder.publish_best(self._best(judged))
         run.folder.write_result(result)
         return result
+
+    def _provider(self) -> dict[str, Any]:
+        """What ran operators: its share of the nodes of every graph, and what it cost to pass tensors to it."""
+        engine = self._run.engine
+        graphs = {name: one and dataclasses.asdict(one) for name, one in sorted(engine.placements.items())}
+        return {"name": engine.provider.name, "graphs": graphs, "copies_per_step": dataclasses.asdict(self._copies)}
 
     def _written(self) -> dict[str, Any]:
         """What went to the disk, beside what was planned."""

@@ -14,7 +14,7 @@ from edgeff.runtime.run import Ended, Run
 from edgeff.runtime.stage_inputs import StageInputs
 from edgeff.runtime.stops import Interrupted, Stop
 from edgeff.runtime.store import BlockFiles
-from edgeff.runtime.trainer import Position, TrainingRows
+from edgeff.runtime.trainer import Position, TrainingRows, sums_gradients
 
 if TYPE_CHECKING:
     from edgeff.runtime.adapt import Adaptation
@@ -64,11 +64,11 @@ class StageRun(Run):
         block = self._blocks[position.stage]
         begins = position == Position(stage=position.stage)
         if begins:
-            if (yield from self._look(on_disk, position)):
+            if (yield from self._look(lambda: on_disk, position)):
                 return "replanned", position
             self._files.forget(on_disk.manifest.blocks[block])
         rows = yield from self._inputs(on_disk, inputs, block)
-        network = on_disk.holding(block, accumulate="accumulate" in self._plan.blocks[block].graphs)
+        network = on_disk.holding(block, accumulate=sums_gradients(self._run.engine, [self._plan.blocks[block]]))
         if not begins:
             self._run.folder.load_checkpoint(network)
         trainer = self._trainer(network, rows, only=block, stage=position.stage)

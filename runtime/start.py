@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # Imported for the floor alone: numpy loads the first two when they are first used, which would be counted as training.
 import numpy.ma
 import numpy.random  # noqa: F401
@@ -9,27 +11,44 @@ import numpy.random  # noqa: F401
 import edgeff.data
 import edgeff.runtime.adapt
 import edgeff.runtime.methods  # noqa: F401
+from edgeff.engines import ONNXRUNTIME, ORT_TRAINING
+from edgeff.providers import CPU
 from edgeff.runtime.allocator import AllocatorMode, return_free_memory, set_lean_allocator
-from edgeff.runtime.engine import OnnxRuntime
+from edgeff.runtime.engine import OnnxRuntime, import_onnxruntime
 from edgeff.runtime.meter import Meter
+from edgeff.runtime.ort_training import OrtTraining
 from edgeff.runtime.pages import return_code_pages
+from edgeff.runtime.providers import choose
 
 
-def start(threads: int | None, *, lean: bool = False) -> tuple[OnnxRuntime, Meter, AllocatorMode]:
+def start(
+    threads: int | None,
+    *,
+    engine: str = ONNXRUNTIME,
+    provider: str = CPU,
+    profile: Sequence[tuple[str, str]] = (),
+    lean: bool = False,
+) -> tuple[OnnxRuntime, Meter, AllocatorMode]:
     """Set the allocator, start the engine, and measure from here on.
 
     Args:
         threads: Of the engine; None for its default.
+        engine: What updates blocks (`edgeff.engines`).
+        provider: Name of what runs operators, or `auto` (`edgeff.runtime.providers`).
+        profile: The device's providers, for `auto`.
         lean: Give back the program code that only starting up needed. Not done unasked: how much of it goes depends on
             what other processes use of it, and some comes back while training.
 
     Raises:
-        EngineError: No onnxruntime is installed.
+        EngineError: No onnxruntime is installed, or not the one that the engine needs; there is no such provider.
     """
     allocator = set_lean_allocator()
-    engine = OnnxRuntime(threads)
+    kind = OrtTraining if engine == ORT_TRAINING else OnnxRuntime
+    # An engine for updates of its own runs on the CPU: there, what the device has besides does not matter.
+    chosen = choose(provider, import_onnxruntime(), profile if engine == ONNXRUNTIME else ())
+    started = kind(threads, chosen)
     return_free_memory()
     if lean and return_code_pages():
         # Started again: what starting a session needs belongs to the floor, what importing needed does not.
-        engine = OnnxRuntime(threads)
-    return engine, Meter(), allocator
+        started = kind(threads, chosen)
+    return started, Meter(), allocator

@@ -12,7 +12,7 @@ from edgeff.artifact import Artifact
 from edgeff.atomic import atomic_file, writing
 from edgeff.errors import RunError
 from edgeff.manifest import BlockSpec
-from edgeff.runtime.engine import Array
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.memory import BlockMemory, allocate_memory, copy_weights
 from edgeff.runtime.tensor_stream import read_facts, read_tensors_into, write_tensors
 

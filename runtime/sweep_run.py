@@ -8,7 +8,7 @@ from edgeff.runtime.events import Event, Finished, Notice
 from edgeff.runtime.network import Network, open_network
 from edgeff.runtime.run import Run
 from edgeff.runtime.stops import Interrupted
-from edgeff.runtime.trainer import Position
+from edgeff.runtime.trainer import Position, sums_gradients
 
 
 class SweepRun(Run):
@@ -22,7 +22,7 @@ class SweepRun(Run):
             run.artifact,
             run.engine,
             trained=names if run.settings.blocks is None else run.settings.blocks,
-            accumulate=any("accumulate" in part.graphs for part in self._plan.blocks),
+            accumulate=sums_gradients(run.engine, self._plan.blocks),
         )
         loaded, warnings = run.folder.load_checkpoint(network)
         yield from (Notice(text) for text in warnings)

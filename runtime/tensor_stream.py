@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeff.errors import EdgeffError, RunError
 from edgeff.plain_file import open_plain
-from edgeff.runtime.engine import Array
+from edgeff.runtime.arrays import Array
 from edgeff.tensor_file import DTYPES, StoredTensor, read_index
 
 _CODES = {name: code for code, name in DTYPES.items()}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from edgeff.errors import RunError
 from edgeff.optimizer import rates
 from edgeff.rows import Rows
-from edgeff.runtime.apply import Apply, applies
+from edgeff.runtime.apply import Apply, DeviceApply, applies
 from edgeff.runtime.block_meter import BlockMeter
 from edgeff.runtime.buffers import Buffers, allocate_buffers
+from edgeff.runtime.device_memory import Copies
+from edgeff.runtime.engine import Engine
 from edgeff.runtime.meter import MemoryReading, Meter
 from edgeff.runtime.network import Chain, Graphs, Network, Part
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
+from edgeff.runtime.ort_training import BlockUpdate, OrtTraining, TrainingGraphs
 from edgeff.runtime.plan_parts import BlockPlan, Plan
 from edgeff.runtime.stops import Interrupted, Stop, never
 
@@ -124,6 +127,7 @@ class Progress:
         seconds: It took.
         learning_rate: It used.
         measured: The process's memory after it; None where nothing measures.
+        copies: Made between the runtime's memory and a device's.
     """
 
     position: Position
@@ -134,6 +138,7 @@ class Progress:
     seconds: float
     learning_rate: float
     measured: MemoryReading | None = None
+    copies: Copies = field(default_factory=Copies)
 
     @property
     def rows_per_s(self) -> float:
@@ -184,23 +189,29 @@ class Trainer:
         self._stop = stop
         self._rate_factors = {} if rate_factors is None else rate_factors
         self.stage = stage
+        self._update: _Update | None = None
 
     @property
     def network(self) -> Network:
         """What is trained."""
         return self._network
 
+    def settled(self) -> Network:
+        """What is trained, with its arrays up to date in the midst of an epoch too."""
+        if self._update is not None:
+            self._update.settle()
+        return self._network
+
     def change_plan(self, plan: Plan) -> None:
         """Go on by another plan, from the next epoch that is begun; the schedule must be the same."""
         self._plan = plan
-        accumulates = any("accumulate" in part.graphs for part in plan.blocks)
-        self._network = self._network.accumulating(accumulates)
+        self._network = self._network.accumulating(sums_gradients(self._network.engine, plan.blocks))
 
     def epoch(self, start: Position) -> Iterator[Progress]:
         """Train from a position to the end of its epoch; the graphs are loaded for just as long.
 
         Yields:
-            After each update; between two of them the network's arrays are at rest.
+            After each update; between two of them the arrays of `settled` are at rest.
 
         Raises:
             NonFiniteLossError: The loss of a block is not a finite number.
@@ -208,10 +219,9 @@ class Trainer:
             EngineError: A graph cannot be run.
             DataError: Rows cannot be read.
         """
-        batches = self._rows.order.batches_per_epoch
-        if start.batch >= batches:
+        if start.batch >= self._rows.order.batches_per_epoch:
             return
-        update = _Update(
+        self._update = _Update(
             self._network,
             self._plan,
             self._rows,
@@ -220,16 +230,30 @@ class Trainer:
             self._block_meter,
             self._rate_factors,
             self._stop,
+            start.step,
         )
+        try:
+            yield from self._updates(self._update, start)
+        except (GeneratorExit, Interrupted):
+            self.settled()
+            raise
+        finally:
+            self._update = None
+
+    def _updates(self, update: _Update, start: Position) -> Iterator[Progress]:
+        batches = self._rows.order.batches_per_epoch
         position = start
         for index in self._rows.order.batches(start.epoch, start.batch):
             began = time.perf_counter()
             position = replace(position, batch=position.batch + 1, step=position.step + 1)
             rate = self._learning_rate.at(position.step)
+            before = self._network.engine.copies
             loss = update.run(index, position.step, rate)
             seconds = time.perf_counter() - began
             measured = self._meter.read() if self._meter else None
-            yield Progress(position, batches, loss, len(index), self._plan.micro_batch, seconds, rate, measured)
+            copies = self._network.engine.copies - before
+            yield Progress(position, batches, loss, len(index), self._plan.micro_batch, seconds, rate, measured, copies)
+        update.settle()
 
 
 class _Update:
@@ -245,6 +269,7 @@ class _Update:
         block_meter: BlockMeter | None,
         rate_factors: Mapping[str, float],
         stop: Stop,
+        step: int,
     ) -> None:
         manifest = network.manifest
         self._network = network
@@ -264,7 +289,7 @@ class _Update:
         self._buffers: Buffers = allocate_buffers(
             manifest, plan.micro_batch, rates(manifest.optimizer, 1.0, 1), first=first, last=only
         )
-        graphs = Graphs(network.artifact, network.engine)
+        graphs = self._graphs = _open_graphs(network, self._trained, step)
         self._chain = Chain(
             network,
             graphs,
@@ -274,11 +299,15 @@ class _Update:
             first=first,
         )
         trained_parts = [one for one in numbered if one[1].trained]
-        self._applies: list[tuple[float, Apply]] = [
+        self._applies = [
             (factor, apply)
             for factor, group in groupby(trained_parts, key=lambda one: self._factors[one[0]])
-            for apply in applies(network, graphs, list(group), self._buffers)
+            for apply in _updates_of(network, graphs, list(group), self._buffers)
         ]
+
+    def settle(self) -> None:
+        """Bring the network's arrays up to date."""
+        self._graphs.settle()
 
     def run(self, index: NDArray[np.int64], step: int, rate: float) -> dict[str, float]:
         """One batch: the loss of every trained block."""
@@ -302,6 +331,7 @@ class _Update:
 
     def _set_rate(self, rate: float, step: int) -> None:
         self._buffers.set_rates(rates(self._network.manifest.optimizer, rate, step))
+        self._buffers.scalars["learning_rate"][...] = rate
 
     def _set_rate_of(self, rate: float, step: int) -> None:
         """Set the rate of a block, unless it is that of all."""
@@ -334,3 +364,23 @@ class _Update:
 
     def _name(self, block: int) -> str:
         return self._network.manifest.blocks[block].name
+
+
+def sums_gradients(engine: Engine, parts: Sequence[BlockPlan]) -> bool:
+    """Whether a plan needs arrays for sums of gradients."""
+    return not engine.keeps_gradients and any("accumulate" in part.graphs for part in parts)
+
+
+def _open_graphs(network: Network, trained: Sequence[int], step: int) -> Graphs:
+    if isinstance(network.engine, OrtTraining):
+        return TrainingGraphs(network, trained, step)
+    return Graphs(network.artifact, network.engine)
+
+
+def _updates_of(
+    network: Network, graphs: Graphs, trained: Sequence[tuple[int, BlockPlan]], buffers: Buffers
+) -> Sequence[Apply | DeviceApply | BlockUpdate]:
+    """What updates some blocks once a batch's gradients are summed."""
+    if isinstance(graphs, TrainingGraphs):
+        return graphs.updates([block for block, _ in trained], buffers)
+    return applies(network, graphs, trained, buffers)

@@ -14,8 +14,9 @@ from edgeff.artifact import Artifact
 from edgeff.optimizer import rates
 from edgeff.runtime import apply as apply_module
 from edgeff.runtime.apply import applies
+from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import allocate_buffers
-from edgeff.runtime.engine import Array, Call, Graph, OnnxRuntime
+from edgeff.runtime.engine import Call, Graph, OnnxRuntime
 from edgeff.runtime.network import Graphs, Network, open_network
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
@@ -30,8 +31,8 @@ class Noting(OnnxRuntime):
         self.sizes: list[int] = []
         super().__init__(1)
 
-    def load(self, model: bytes, name: str) -> Graph:
-        return _Noting(super().load(model, name), self.sizes)
+    def load(self, model: bytes, name: str, memory: Any = None) -> Graph:
+        return _Noting(super().load(model, name, memory), self.sizes)
 
 
 class _Noting:

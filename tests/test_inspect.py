@@ -28,6 +28,7 @@ optimizer        adamw (beta1 0.9, beta2 0.999, epsilon 1e-08, weight_decay 0.00
 training         batch 4, epochs 2, learning rate 0.01, replay 50%, guard 25%
 replay           4 rows travel along
 checked          against torch autograd at micro-batches 1, 4: largest error 2.5e-07 (`conv1`), tolerance 1.0e-04
+engines          onnxruntime
 metadata source  tests
 
 block  in -> out                               parameters  weights  gradients  optimizer state

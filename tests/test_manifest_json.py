@@ -865,7 +865,9 @@ def test_the_tiny_manifest_has_every_graph_kind():
 
 def test_every_must_of_the_specification_has_a_test():
     rules = set(re.findall(r"\*\*(M\d+)\*\*", SPECIFICATION.read_text(encoding="utf-8")))
-    tests = [TESTS / f"test_{name}.py" for name in ("manifest_json", "artifact", "baselines", "onnx_rules")]
+    tests = [
+        TESTS / f"test_{name}.py" for name in ("manifest_json", "artifact", "baselines", "onnx_rules", "engine_files")
+    ]
     found = [re.findall(r'"M(\d+)"|def test_m(\d+)_', path.read_text(encoding="utf-8")) for path in tests]
     tested = {f"M{table or name}" for matches in found for table, name in matches}
     assert rules

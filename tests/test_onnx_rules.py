@@ -23,17 +23,36 @@ from edgeff.artifact import open_artifact
 from edgeff.container import Folder
 from edgeff.errors import ArtifactError, ExportError
 from edgeff.export.openable import check_openable
+from edgeff.onnx_dialects import PLAIN, TRAINING
 from edgeff.onnx_files import check_onnx_files
 from edgeff.onnx_limits import DTYPES, MAX_ELEMENTS, MAX_NAME_BYTES, MAX_NODES
-from edgeff.onnx_operators import OPERATORS, SHAPE_OPERATORS, SHAPE_READERS, SIZING_INPUTS
+from edgeff.onnx_operators import (
+    DESCRIBED_OPERATORS,
+    OPERATORS,
+    SHAPE_OPERATORS,
+    SHAPE_READERS,
+    SIZING_INPUTS,
+    TRAINING_OPERATORS,
+)
 from edgeff.onnx_rules import IR_VERSIONS, OPSETS, check_onnx
 from edgeff.protobuf_stream import FieldStream, Message, field_key, read_message
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
+OWN = "com.microsoft"
+
+
+def domain_of(kind):
+    """Where an operator stands that either dialect allows."""
+    return OWN if kind in TRAINING_OPERATORS[OWN] else ""
+
+
+def dialect_of(kind):
+    """The first that allows an operator."""
+    return PLAIN if kind in OPERATORS else TRAINING
 
 
 def node(kind, inputs, *outputs, **attributes):
-    return helper.make_node(kind, inputs, list(outputs), **attributes)
+    return helper.make_node(kind, inputs, list(outputs), domain=domain_of(kind), **attributes)
 
 
 def small_model():
@@ -59,6 +78,17 @@ def small_model():
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="edgeff")
 
 
+def training_model():
+    """The small model with what only a file for onnxruntime-training may have."""
+    model = small_model()
+    model.opset_import.append(helper.make_opsetid(OWN, 1))
+    model.graph.node.append(node("ReluGrad", ["r", "x"], "rg"))
+    model.graph.node.append(node("MaxPoolGrad", ["rg", "rows"], "mp", kernel_shape=[2]))
+    model.graph.value_info.append(helper.make_tensor_value_info("mp", FLOAT, ["N", 3]))
+    model.graph.input.append(helper.make_tensor_sequence_value_info("params", FLOAT, None))
+    return model
+
+
 def check(model, **options):
     data = model if isinstance(model, bytes) else model.SerializeToString(deterministic=True)
     return check_onnx(io.BytesIO(data), len(data), "f.onnx", **options)
@@ -75,9 +105,9 @@ def refusal(model, **options):
     return message.removeprefix("`f.onnx`: ")
 
 
-def changed(change):
-    """The small model after a change."""
-    model = small_model()
+def changed(change, model=None):
+    """The small model, or the given one, after a change."""
+    model = model or small_model()
     change(model)
     return model
 
@@ -115,24 +145,26 @@ def test_a_good_file_tells_its_inputs_and_outputs():
     assert [(port.name, port.shape, port.dtype) for port in ports.outputs] == [("y", (None, 2), "float32")]
 
 
-def walked(data):
+def walked(data, dialect=PLAIN):
     """Operator, inputs and outputs of every node, as edgeff reads them."""
     nodes = []
-    check_onnx(io.BytesIO(data), len(data), "f.onnx", on_node=nodes.append)
+    check_onnx(io.BytesIO(data), len(data), "f.onnx", dialect=dialect, on_node=nodes.append)
     return [(node.operator, [n.decode() for n in node.inputs], [n.decode() for n in node.outputs]) for node in nodes]
 
 
-def parsed(data):
+def parsed(data, dialect=PLAIN):
     """The same, as the onnx package reads them."""
     model = ModelProto.FromString(data)
-    assert {one.domain for one in model.graph.node} <= {"", "ai.onnx"}
+    for one in model.graph.node:
+        assert one.op_type.encode() in dialect.operators[one.domain.removeprefix("ai.onnx").encode()]
     return [(one.op_type, list(one.input), list(one.output)) for one in model.graph.node]
 
 
-def test_a_file_is_read_as_the_onnx_package_reads_it():
-    data = small_model().SerializeToString()
-    assert walked(data) == parsed(data)
-    assert len(walked(data)) == 6
+@pytest.mark.parametrize(("make", "dialect", "nodes"), [(small_model, PLAIN, 6), (training_model, TRAINING, 8)])
+def test_a_file_is_read_as_the_onnx_package_reads_it(make, dialect, nodes):
+    data = make().SerializeToString()
+    assert walked(data, dialect) == parsed(data, dialect)
+    assert len(walked(data, dialect)) == nodes
 
 
 def test_every_file_of_an_exported_artifact_is_read_as_the_onnx_package_reads_it(tiny: TinyRun):
@@ -178,23 +210,25 @@ def test_the_order_of_fields_does_not_matter():
         assert len(walked(data)) == 6
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_whatever_byte_is_changed_a_file_is_refused_or_read_as_the_onnx_package_reads_it(data):
-    changed = bytearray(small_model().SerializeToString(deterministic=True))
+@pytest.mark.parametrize(("make", "dialect"), [(small_model, PLAIN), (training_model, TRAINING)])
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_whatever_byte_is_changed_a_file_is_refused_or_read_as_the_onnx_package_reads_it(make, dialect, data):
+    changed = bytearray(make().SerializeToString(deterministic=True))
     position = data.draw(st.integers(0, len(changed) - 1))
     changed[position] ^= data.draw(st.integers(1, 255))
-    agrees_or_refuses(bytes(changed))
+    agrees_or_refuses(bytes(changed), dialect)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_whatever_is_cut_out_or_doubled_a_file_is_refused_or_read_as_the_onnx_package_reads_it(data):
-    good = small_model().SerializeToString(deterministic=True)
+@pytest.mark.parametrize(("make", "dialect"), [(small_model, PLAIN), (training_model, TRAINING)])
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_whatever_is_cut_out_or_doubled_a_file_is_refused_or_read_as_the_onnx_package_reads_it(make, dialect, data):
+    good = make().SerializeToString(deterministic=True)
     start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(good))] * 2)))
     at = data.draw(st.integers(0, len(good)))
-    agrees_or_refuses(good[:start] + good[end:])
-    agrees_or_refuses(good[:at] + good[start:end] + good[at:])
+    agrees_or_refuses(good[:start] + good[end:], dialect)
+    agrees_or_refuses(good[:at] + good[start:end] + good[at:], dialect)
 
 
 @settings(max_examples=300, deadline=None)
@@ -204,14 +238,13 @@ def test_arbitrary_bytes_are_refused(data):
         check(data)
 
 
-def agrees_or_refuses(data):
+def agrees_or_refuses(data, dialect):
     try:
-        found = walked(data)
+        found = walked(data, dialect)
     except ArtifactError:
         return
-    # Whatever is let through, the onnx package must read, and as the same nodes.
-    assert found == parsed(data)
-    assert {operator for operator, _, _ in found} <= OPERATORS
+    # Whatever is let through, the onnx package must read, and as the same nodes, of operators that are allowed.
+    assert found == parsed(data, dialect)
 
 
 # --- M46: the wire format ---------------------------------------------------------------------------------------------
@@ -349,7 +382,7 @@ def test_m48_other_domains_are_refused():
 
 def test_m48_a_second_domain_is_refused():
     model = changed(lambda model: model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3)))
-    assert refusal(model) == "the model has more than one `opset_import`"
+    assert refusal(model) == "the model has more than 1 `opset_import`"
 
 
 def test_m48_a_model_without_an_opset_or_a_graph_is_refused():
@@ -462,8 +495,10 @@ def test_m50_names_have_printable_ascii_characters(name):
     assert "needed 1 to 256 printable ASCII characters" in refusal(model)
 
 
-def test_the_list_has_the_operators_that_are_checked_by_name():
-    assert {*SIZING_INPUTS, *SHAPE_OPERATORS, *SHAPE_READERS, "Constant"} <= OPERATORS
+def test_the_lists_have_the_operators_that_are_checked_by_name():
+    every = OPERATORS.union(*TRAINING_OPERATORS.values())
+    assert {*SIZING_INPUTS, *SHAPE_OPERATORS, *SHAPE_READERS, *DESCRIBED_OPERATORS, "Constant"} <= every
+    assert {*SHAPE_READERS, "Constant"} <= OPERATORS
     assert set(SIZING_INPUTS) >= SHAPE_OPERATORS
 
 
@@ -718,6 +753,10 @@ SIZED = {
     "OneHot": (["x", "sizes", "x"], {}),
     "Range": (["x", "sizes", "x"], {}),
     "MaxUnpool": (["x", "x", "sizes"], {"kernel_shape": [2]}),
+    "GatherElementsGrad": (["x", "sizes", "shape"], {"axis": 0}),
+    "GatherGrad": (["sizes", "shape", "x"], {"axis": 0}),
+    "GatherNDGrad": (["sizes", "shape", "x"], {}),
+    "SliceGrad": (["x", "sizes", "shape", "shape"], {}),
 }
 
 
@@ -738,8 +777,8 @@ def test_every_operator_that_takes_a_size_is_tried():
 
 @pytest.mark.parametrize("kind", SIZED)
 def test_m54_a_size_beyond_the_limit_is_refused(kind):
-    check(sized(kind, [1, 2]))
-    message = refusal(sized(kind, [1, 2**31 + 1]))
+    check(sized(kind, [1, 2]), dialect=dialect_of(kind))
+    message = refusal(sized(kind, [1, 2**31 + 1]), dialect=dialect_of(kind))
     assert re.fullmatch(
         rf"node 7: `{kind}` takes a size from `\w+`, whose numbers allow more than 2147483648 elements", message
     )
@@ -747,9 +786,10 @@ def test_m54_a_size_beyond_the_limit_is_refused(kind):
 
 @pytest.mark.parametrize("kind", sorted(SHAPE_OPERATORS))
 def test_m54_sizes_that_are_too_large_together_are_refused(kind):
-    check(sized(kind, [-1, 2**15, 2**16]))
-    assert "takes a size from `constant`" in refusal(sized(kind, [2, 2**15, 2**16]))
-    assert "takes a size from `constant`" in refusal(sized(kind, [1] * 17))
+    dialect = dialect_of(kind)
+    check(sized(kind, [-1, 2**15, 2**16]), dialect=dialect)
+    assert "takes a size from `constant`" in refusal(sized(kind, [2, 2**15, 2**16]), dialect=dialect)
+    assert "takes a size from `constant`" in refusal(sized(kind, [1] * 17), dialect=dialect)
 
 
 def test_m54_a_size_that_is_computed_from_a_huge_number_is_refused():
@@ -778,6 +818,218 @@ def test_a_huge_number_that_decides_about_no_size_is_allowed():
     check(sized("Expand", [1], node("Constant", [], "key", value_int=2**62), node("Identity", ["shape"], "sizes")))
     model = changed(lambda model: model.graph.initializer.append(numpy_helper.from_array(np.full(99, 2**62), "hash")))
     check(model)
+
+
+# --- M60: the training dialect ----------------------------------------------------------------------------------------
+
+
+def training_changed(change):
+    return changed(change, training_model())
+
+
+def training_refusal(change):
+    return refusal(training_changed(change), dialect=TRAINING)
+
+
+OWN_OPERATORS = [(domain, kind) for domain, kinds in TRAINING_OPERATORS.items() for kind in sorted(kinds)]
+
+
+def in_domain(kind, domain):
+    """A node that is added, whose shape is given where it must be."""
+
+    def change(model):
+        model.graph.node.append(helper.make_node(kind, ["x"], ["more"], domain=domain))
+        if kind in DESCRIBED_OPERATORS:
+            model.graph.value_info.append(helper.make_tensor_value_info("more", FLOAT, ["N", 3]))
+
+    return change
+
+
+def test_m60_a_good_training_file_tells_its_inputs_and_outputs():
+    ports = check(training_model(), dialect=TRAINING)
+    assert [(port.name, port.shape, port.dtype) for port in ports.inputs] == [
+        ("x", (None, 3), "float32"),
+        ("params", (None,), "sequence of float32"),
+    ]
+    assert [port.name for port in ports.outputs] == ["y"]
+
+
+@pytest.mark.parametrize(("domain", "kind"), OWN_OPERATORS)
+def test_m60_operators_of_onnxruntimes_own_are_allowed_in_their_own_domain_alone(domain, kind):
+    check(training_changed(in_domain(kind, domain)), dialect=TRAINING)
+    other = "" if domain else OWN
+    assert training_refusal(in_domain(kind, other)) == f"node 8: the operator `{kind}` is not allowed"
+
+
+@pytest.mark.parametrize(("domain", "kind"), OWN_OPERATORS)
+def test_m50_operators_of_onnxruntimes_own_are_refused_in_plain_files(domain, kind):
+    model = changed(lambda model: model.graph.node.append(helper.make_node(kind, ["x"], ["more"], domain=domain)))
+    assert refusal(model) == (
+        "node 6: the domain `com.microsoft` is not allowed, only `ai.onnx`"
+        if domain
+        else f"node 6: the operator `{kind}` is not allowed"
+    )
+
+
+@pytest.mark.parametrize("kind", ["PythonOp", "ATen", "YieldOp", "DropoutGrad", "Loop", "Attention", "Relu", "Send"])
+def test_m60_other_operators_of_com_microsoft_are_refused(kind):
+    assert training_refusal(in_domain(kind, OWN)) == f"node 8: the operator `{kind}` is not allowed"
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop", "Dropout", "ReluGrad", "SequenceEmpty"])
+def test_m60_the_plain_list_is_no_longer_than_it_was(kind):
+    assert training_refusal(in_domain(kind, "")) == f"node 8: the operator `{kind}` is not allowed"
+
+
+OTHER_DOMAINS = ["ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft.nchwc", "com.ms", "COM"]
+
+
+@pytest.mark.parametrize("domain", OTHER_DOMAINS)
+def test_m60_other_domains_are_refused_in_nodes_and_in_imports(domain):
+    message = f"the domain `{domain}` is not allowed, only `ai.onnx`, `com.microsoft`"
+    assert training_refusal(in_domain("Relu", domain)) == f"node 8: {message}"
+    assert training_refusal(lambda model: setattr(model.opset_import[1], "domain", domain)) == message
+
+
+@pytest.mark.parametrize("version", [0, 2, 2**40])
+def test_m60_other_versions_of_com_microsoft_are_refused(version):
+    message = training_refusal(lambda model: setattr(model.opset_import[1], "version", version))
+    assert message == f"version {version} of `com.microsoft` is not allowed, needed 1"
+
+
+@pytest.mark.parametrize(("first", "second"), [("", ""), ("", "ai.onnx"), (OWN, OWN)])
+def test_m60_a_domain_that_is_imported_twice_is_refused(first, second):
+    def change(model):
+        del model.opset_import[:]
+        model.opset_import.extend([helper.make_opsetid(first, 17), helper.make_opsetid(second, 17)])
+
+    assert training_refusal(change) == "a domain has more than one `opset_import`"
+
+
+def test_m60_there_are_no_more_imports_than_domains():
+    message = training_refusal(lambda model: model.opset_import.append(helper.make_opsetid(OWN, 1)))
+    assert message == "the model has more than 2 `opset_import`"
+
+
+def test_m60_the_plain_domain_must_be_imported_too():
+    assert training_refusal(lambda model: model.opset_import.remove(model.opset_import[0])) == (
+        "opset 0 is not allowed, needed 13 to 18"
+    )
+    check(training_changed(lambda model: model.opset_import.reverse()), dialect=TRAINING)
+
+
+def described(name, dtype=FLOAT, shape=("N", 3)):
+    return lambda model: model.graph.value_info.append(helper.make_tensor_value_info(name, dtype, shape))
+
+
+def test_m60_what_ends_the_process_without_a_shape_must_have_one():
+    message = training_refusal(lambda model: model.graph.ClearField("value_info"))
+    assert message == "node 7: the shape of `mp`, which `MaxPoolGrad` makes, is not given"
+
+
+@pytest.mark.parametrize("name", ["r", "x", "w", "rg", "y", "nothing"])
+def test_m60_shapes_of_other_tensors_may_not_be_given(name):
+    message = f"the shape of `{name}` is given, which it may be of what `MaxPoolGrad` makes alone"
+    assert training_refusal(described(name)) == message
+
+
+def test_m60_a_shape_may_be_given_once():
+    assert training_refusal(described("mp")) == "the shape of `mp` is given twice"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (described("more", TensorProto.STRING), "`more` must have a shape and an allowed data type"),
+        (described("more", shape=["N", "M"]), "`more` has an open size after its first axis"),
+        (described("more", shape=["N", 2**20, 2**20]), f"`more` has {2**40} elements, allowed at most {MAX_ELEMENTS}"),
+        (
+            lambda model: model.graph.value_info.append(helper.make_tensor_sequence_value_info("more", FLOAT, None)),
+            "`more` a type must not have `sequence_type`",
+        ),
+    ],
+)
+def test_m60_a_shape_that_is_given_keeps_the_rules_of_inputs(change, message):
+    assert training_refusal(change) == message
+
+
+def sequence_of(kind):
+    return lambda model: model.graph.input.append(onnx.ValueInfoProto(name="more", type=kind))
+
+
+def of_tensors(dtype, shape=None):
+    return helper.make_sequence_type_proto(helper.make_tensor_type_proto(dtype, shape))
+
+
+@pytest.mark.parametrize("kind", [of_tensors(FLOAT), of_tensors(FLOAT, [])])
+def test_m60_an_input_may_be_a_sequence_of_float32_tensors(kind):
+    ports = check(training_changed(sequence_of(kind)), dialect=TRAINING)
+    assert (ports.inputs[-1].name, ports.inputs[-1].dtype) == ("more", "sequence of float32")
+    assert refusal(changed(sequence_of(kind))) == "`more` a type must not have `sequence_type`"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        of_tensors(INT64),
+        of_tensors(TensorProto.STRING),
+        of_tensors(FLOAT, [2]),
+        of_tensors(FLOAT, ["N"]),
+        helper.make_sequence_type_proto(of_tensors(FLOAT)),
+        helper.make_sequence_type_proto(helper.make_optional_type_proto(helper.make_tensor_type_proto(FLOAT, None))),
+    ],
+)
+def test_m60_other_sequences_are_refused(kind):
+    assert training_refusal(sequence_of(kind)) == "`more` a type must not have `sequence_type`"
+
+
+EVERY_REFUSAL = {
+    **{f"malformed: {name}": data for name, (data, _) in MALFORMED.items()},
+    **{f"attribute: {name}": with_attribute(one) for name, (one, _) in BROKEN_ATTRIBUTES.items()},
+    **{
+        f"tensor: {name}": changed(lambda model, one=one: model.graph.initializer.append(one))
+        for name, (one, _) in BROKEN_TENSORS.items()
+    },
+    **{
+        f"port: {name}": with_input(helper.make_tensor_value_info("more", FLOAT, shape))
+        for name, (shape, _) in BROKEN_PORTS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("case", EVERY_REFUSAL)
+def test_what_is_refused_of_bytes_attributes_tensors_and_inputs_is_refused_in_training_files_too(case):
+    assert refusal(EVERY_REFUSAL[case], dialect=TRAINING) == refusal(EVERY_REFUSAL[case])
+
+
+def test_no_operator_is_on_both_lists():
+    """So an operator's name tells what is checked of it, whatever its domain."""
+    kinds = [kind for _, kind in OWN_OPERATORS]
+    assert len(kinds) == len(set(kinds))
+    assert OPERATORS.isdisjoint(kinds)
+
+
+def said_by_onnxruntime(kind, domain):
+    """What it says of a node without inputs: how many it needs, if it knows the operator."""
+    import onnxruntime
+
+    outputs = [helper.make_tensor_value_info("y", FLOAT, [1])]
+    graph = helper.make_graph([helper.make_node(kind, [], ["y"], domain=domain)], "one", [], outputs)
+    imports = [helper.make_opsetid("", OPSETS[-1]), helper.make_opsetid(OWN, 1)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    with pytest.raises(Exception, match="ONNXRuntimeError") as caught:
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("domain", "kind"), OWN_OPERATORS)
+def test_onnxruntime_training_has_every_operator_of_its_own_that_is_allowed(domain, kind):
+    assert "has input size 0 not in range" in said_by_onnxruntime(kind, domain)
+
+
+def test_an_operator_that_onnxruntime_training_does_not_have_would_be_noticed():
+    for domain in ("", OWN):
+        assert "not in range" not in said_by_onnxruntime("GradOfNothing", domain)
 
 
 # --- M55, M56: what the manifest says ---------------------------------------------------------------------------------

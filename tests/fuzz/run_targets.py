@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ from fuzz.base import Target, attempt, joined, parts, put
 from edgeff.artifact import Artifact, open_artifact
 from edgeff.dataset import Dataset
 from edgeff.errors import EngineError
+from edgeff.providers import CPU
 from edgeff.rows import row_blocks
 from edgeff.runtime.adapt import Adaptation, adaptation_request
 from edgeff.runtime.checkpoint import BEST, CHECKPOINT, RESULT, RUN, Checkpoint, RunFolder, read_weights
 from edgeff.runtime.control import Control
+from edgeff.runtime.device_memory import Copies
 from edgeff.runtime.features import FeatureFile
 from edgeff.runtime.network import open_network, open_on_disk
 from edgeff.runtime.plan import plan
+from edgeff.runtime.providers import KINDS, ProviderKind
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.store import BlockFiles
 from edgeff.runtime.tensor_stream import write_tensors
@@ -45,7 +48,16 @@ class NoEngine:
     def reserve(self, size: int) -> None:
         """Nothing."""
 
-    def load(self, model: bytes, name: str) -> Any:
+    keeps_gradients: bool = False
+    has_copies: bool = False
+    provider: ProviderKind = KINDS[CPU]
+    copies: Copies = field(default_factory=Copies)
+    placements: dict[str, Any] = field(default_factory=dict)
+
+    def memory(self) -> None:
+        """None of its own."""
+
+    def load(self, model: bytes, name: str, memory: Any = None) -> Any:
         raise EngineError(f"no engine for `{name}`")
 
 

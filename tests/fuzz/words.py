@@ -46,6 +46,11 @@ ONNX = tuple(
     b"Add Mul MatMul Gemm Conv Reshape Expand Tile Pad OneHot ConstantOfShape Range Loop If Scan Gather Cast Transpose "
     b"Slice Concat axis axes to value perm ai.onnx com.microsoft location external".split()
 )
+TRAINING = (
+    *ONNX, b"ReluGrad", b"MaxPoolGrad", b"GatherGrad", b"GatherElementsGrad", b"SliceGrad", b"InPlaceAccumulatorV2",
+    b"AdamWOptimizer", b"SGDOptimizerV2", b"lazy_reset_grad", b"params", b"_grad.accumulation.buffer", b"ai.onnx.ml",
+    b"_grad.accumulation.out",
+)
 PEM = (
     b"-----BEGIN PUBLIC KEY-----", b"-----BEGIN PRIVATE KEY-----", b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"=",
     b"-----END PUBLIC KEY-----", b"-----END PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED", b"\r\n",
