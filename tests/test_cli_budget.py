@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -76,8 +77,11 @@ def test_a_budget_below_the_floor_of_the_whole_process_is_refused(made: Made, tm
 def test_a_total_budget_that_leaves_too_little_names_one_that_works(
     made: Made, tmp_path: Path, run_device: Run
 ) -> None:
+    runs = count()
+
     def train(budget: str) -> CompletedProcess[str]:
-        return run_device("-m", "edgeff", *arguments(made, tmp_path / "run", "--budget", budget, "--total", "--json"))
+        out = tmp_path / f"run{next(runs)}"
+        return run_device("-m", "edgeff", *arguments(made, out, "--budget", budget, "--total", "--json"))
 
     def too_little() -> CompletedProcess[str]:
         floor = re.search(r"takes ([\d.]+) MiB", train("1MiB").stderr)

@@ -150,7 +150,7 @@ def test_every_change_of_a_run_s_files_goes_through_one_module() -> None:
     )
     opened = re.compile(r"open\([^)]*[\"'](w|a|x|r\+)b?\+?[\"']")
     for path in sorted((HERE.parent / "runtime").glob("*.py")):
-        if path.name in ("finalize.py", "pages.py", "meter.py"):  # no files of a run
+        if path.name in ("finalize.py", "pages.py", "meter.py", "ort_training.py"):  # no files of a run
             continue
         source = path.read_text()
         assert not direct.search(source), path.name
