@@ -19,6 +19,7 @@ from edgeff.errors import EdgeffError
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "pretrain": ("edgeff.cli_workstation", "Pretrain a network layer by layer in PyTorch"),
     "export": ("edgeff.cli_workstation", "Compile a pretrained network into an artifact"),
+    "check-locality": ("edgeff.cli_locality", "Show that no block of a network learns from a later one"),
     "sign": ("edgeff.cli_sign", "Sign an artifact, or make a key to sign with"),
     "inspect": ("edgeff.cli_show", "Show what is in an artifact"),
     "report": ("edgeff.cli_show", "Show what training takes, and which devices have it"),
