@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,9 @@ _KNOWN: Mapping[str, _Known] = {
     "fashion-mnist": _Known(("fashion-mnist", "FashionMNIST/raw"), FASHION),
     "cifar10": _Known(("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py")),
     "cifar100": _Known(("cifar100", "cifar-100-binary", "cifar-100-python")),
+    "stl10": _Known(("stl10", "stl10_binary")),
+    "svhn": _Known(("svhn", "SVHN")),
+    "tiny-imagenet": _Known(("tiny-imagenet", "tiny-imagenet-200")),
     "ecg5000": _Known(("ecg5000", "ECG5000")),
     "basicmotions": _Known(("basicmotions", "BasicMotions")),
     "japanese-vowels": _Known(("japanese-vowels", "JapaneseVowels")),
@@ -63,7 +67,8 @@ def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None,
 
     Args:
         spec: A known name (`mnist`), a path, or either with a split (`mnist:test`, `hapt:user-7`, `my/hapt:train`);
-            without one, the training half. A known name goes before a path; write `./mnist` for the path.
+            without one, the training half. A known name goes before a path; write `./mnist` for the path. For a folder
+            of images a size in pixels may follow (`pictures:val@64`).
         data_dir: Where the folders of the known data sets lie; None for the environment's `EDGEFF_DATA_DIR`.
         length: For time series: samples of a row; longer ones lose their end, shorter ones are padded with zeros.
         checked: Refuse labels that are no class, and NaN and Inf. False leaves that to the caller
@@ -77,36 +82,51 @@ def open_dataset(spec: str, *, data_dir: Path | None, length: int | None = None,
     """
     if length is not None and length < 1:
         raise DataError(f"the length of a row must be 1 or more, got {length}")
-    name, split = _name_and_split(spec)
-    known = name in _KNOWN
-    dataset = _open_known(name, split, data_dir, length) if known else _open_path(name, split, length)
-    found = replace(dataset, name=spec)
-    return found.check().check_values() if checked else found
+    name, split, size = _taken_apart(spec)
+    found = (
+        _open_known(name, split, data_dir, length, size) if name in _KNOWN else _open_path(name, split, length, size)
+    )
+    dataset = replace(found, name=spec)
+    return dataset.check().check_values() if checked else dataset
+
+
+def _taken_apart(spec: str) -> tuple[str, str, int | None]:
+    """What is opened, its split, and the size of images; an `@` may also be part of a path."""
+    sized = re.fullmatch(r"(.+)@([0-9]{1,9})", spec, re.DOTALL)
+    if sized and not _is_there(spec):
+        name, split = _name_and_split(sized[1])
+        if _is_there(name):
+            return name, split, int(sized[2])
+    return *_name_and_split(spec), None
+
+
+def _is_there(name: str) -> bool:
+    return name in _KNOWN or os.path.exists(name)
 
 
 def _name_and_split(spec: str) -> tuple[str, str]:
     """What is opened, and its split; the colon may also be part of a path."""
     head, colon, tail = spec.rpartition(":")
-    if spec in _KNOWN or not colon or os.path.exists(spec):
+    if not colon or _is_there(spec):
         return spec, ""
-    return (head, tail) if head in _KNOWN or os.path.exists(head) else (spec, "")
+    return (head, tail) if _is_there(head) else (spec, "")
 
 
-def _open_path(name: str, split: str, length: int | None) -> Dataset:
+def _open_path(name: str, split: str, length: int | None, size: int | None) -> Dataset:
     # `os.path` says no where `Path.exists` would raise: a name too long for a file, or with a null byte.
     if not os.path.exists(name):
         raise _unknown(name)
     path = Path(name)
     if path.is_dir():
-        return read_folder(path, split, length=length)
+        return read_folder(path, split, length=length, size=size)
     if not path.is_file():
         raise DataError(f"`{path}` is neither a file nor a folder", hint="pipes and devices are not read")
-    if split:
-        raise DataError(f"`{path}` is a file and has no split `{split}`", hint="give the path alone")
-    return read_file(path, length=length)
+    if size is not None:
+        raise DataError(f"`{path}` is a file and takes no size `@{size}`", hint="folders of images do")
+    return read_file(path, split, length=length)
 
 
-def _open_known(name: str, split: str, data_dir: Path | None, length: int | None) -> Dataset:
+def _open_known(name: str, split: str, data_dir: Path | None, length: int | None, size: int | None) -> Dataset:
     root = _data_folder(name, data_dir)
     known = _KNOWN[name]
     folder = next((root / each for each in known.folders if (root / each).is_dir()), None)
@@ -115,7 +135,7 @@ def _open_known(name: str, split: str, data_dir: Path | None, length: int | None
             f"`{name}` is not in `{root}`: needed a folder `{known.folders[0]}` in it",
             hint="docs/data.md says which files belong there",
         )
-    dataset = read_folder(folder, split, length=length)
+    dataset = read_folder(folder, split, length=length, size=size)
     return replace(dataset, classes=known.classes or dataset.classes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,3 +121,26 @@ class Dataset:
 def non_finite_rows(x: Array) -> Numbers:
     """Numbers of the rows that hold NaN or Inf."""
     return np.flatnonzero(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
+
+
+def labels_from_one(y: Numbers, classes: int, path: Path) -> Numbers:
+    """Labels that count from 1, as they count from 0.
+
+    Args:
+        y: int64 (rows,), 1..classes.
+        classes: How many there are.
+        path: For the message.
+
+    Returns:
+        int64 (rows,), 0..classes - 1.
+
+    Raises:
+        DataError: A label out of range, by row number.
+    """
+    wrong = np.flatnonzero((y < 1) | (y > classes))
+    if len(wrong):
+        raise DataError(
+            f"`{path}` has label {y[wrong[0]]} in row {wrong[0]}, needed 1..{classes}",
+            hint="it is damaged or no official file: get it again",
+        )
+    return y - 1

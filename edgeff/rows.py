@@ -221,6 +221,30 @@ class JoinedRows:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class ColumnMajorRows:
+    """Images whose planes are stored column by column, shown row by row: the last two axes change places."""
+
+    rows: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first, then the shape of one row."""
+        shape = self.rows.shape
+        return (*shape[:-2], shape[-1], shape[-2])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the rows underneath."""
+        return self.rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Index, /) -> Array:
+        return np.ascontiguousarray(np.swapaxes(self.rows[key], -1, -2))
+
+
 def select_rows(rows: Rows, index: Array) -> SelectedRows:
     """The rows of the given numbers, in that order, without reading them."""
     numbers = row_index(index, len(rows))

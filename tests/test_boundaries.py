@@ -115,13 +115,17 @@ def test_nothing_on_the_device_side_asks_for_what_only_a_workstation_has() -> No
         if name not in MODULES and part_of(name) not in sys.stdlib_module_names
     }
     # Where a signature is asked for, a device has `cryptography` too; it is imported then, and not before. So is
-    # `flatbuffers`, which comes with onnxruntime-training, where that trains.
-    assert set(others) == {"click", "numpy", "onnxruntime", "cryptography", "flatbuffers"}, others
+    # `flatbuffers`, which comes with onnxruntime-training, where that trains, and Pillow where images are decoded.
+    assert set(others) == {"click", "numpy", "onnxruntime", "cryptography", "flatbuffers", "PIL"}, others
     assert [name for name in DEVICE if part_of(name) == "export"] == []
 
 
 def test_cryptography_is_imported_by_signatures_alone() -> None:
     assert [module for module in MODULES if "cryptography" in map(part_of, IMPORTS[module])] == ["edgeff.signature"]
+
+
+def test_pillow_is_imported_by_folders_of_images_alone() -> None:
+    assert [module for module in MODULES if "PIL" in map(part_of, IMPORTS[module])] == ["edgeff.image_folder"]
 
 
 def test_flatbuffers_is_imported_by_checkpoints_of_onnxruntime_training_alone() -> None:

@@ -10,6 +10,7 @@ import struct
 
 import numpy as np
 from fuzz.base import joined
+from mat_files import header, matrix, svhn_bytes
 
 _CLASSES = np.array(["ä", "b"])
 _X = np.arange(2 * 3, dtype=np.float32).reshape(2, 3)
@@ -97,6 +98,13 @@ def _python2() -> bytes:
 def cifar_residuals() -> list[bytes]:
     coded = _npy(_images(1).reshape(3, 1, 32, 32))
     return [b"2" + joined(coded, _npy(_Y[:1])), b"4" + joined(lzma.compress(coded, preset=0), _npy(_Y[:1]))]
+
+
+def mat() -> list[bytes]:
+    images, labels = _images(1).reshape(1, 3, 32, 32), np.array([10], np.uint8)
+    whole = [b"0" + svhn_bytes(images, labels, order, pack=pack) for order in "<>" for pack in (True, False)]
+    x, wide = matrix("X", images.transpose(2, 3, 1, 0)), np.array([[10.0]])
+    return [*whole, b"1" + joined(header(), x, matrix("y", wide)), b"1" + joined(header(), matrix("y", wide), x)]
 
 
 def ucr() -> list[bytes]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fuzz import data_seeds as seeds
 from fuzz import words
 from fuzz.base import Target, attempt, parts, put
+from mat_files import packed
 
 from edgeff.data import open_dataset
 from edgeff.devices import default_budget_bytes, load_profile, require_trainable
@@ -102,6 +103,17 @@ def read_cifar_residuals(data: bytes, folder: Path) -> None:
     _read_all(f"{at}:test")
 
 
+def read_mat(data: bytes, folder: Path) -> None:
+    """A file as it is, or its header and variables to be packed here."""
+    mode, content = data[:1], data[1:]
+    if mode == _GZIP:
+        lead, *variables = parts(content, 3)
+        content = lead + b"".join(packed(variable) for variable in variables if variable)
+    at = _fresh(folder / "svhn")
+    _read_all(put(at / "test_32x32.mat", content))
+    _read_all(f"{at}:test")
+
+
 def _read_series(data: bytes, folder: Path, suffix: str) -> None:
     mode, (train, test) = data[:1], parts(data[1:], 2)
     at = _fresh(folder / "series")
@@ -162,6 +174,7 @@ DATA_TARGETS = (
     Target("cifar-binary", read_cifar_binary, seeds.cifar_binary, largest=6200),
     Target("cifar-pickle", read_cifar_pickle, seeds.cifar_pickle, words=words.PICKLE, largest=8192),
     Target("cifar-residuals", read_cifar_residuals, seeds.cifar_residuals, words=words.NPY, largest=8192),
+    Target("mat", read_mat, seeds.mat, words=words.MAT, largest=8192),
     Target("ucr", read_ucr, seeds.ucr, words=words.UCR, largest=4096),
     Target("uea", read_uea, seeds.uea, words=words.UEA, largest=4096),
     Target("hapt", read_hapt, seeds.hapt, words=words.CSV, largest=8192),

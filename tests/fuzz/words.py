@@ -22,6 +22,11 @@ PICKLE = (
     b"\x98", b"\x97", b"o", b"\x94", b"\x96\x00\x00\x00\x00\x01\x00\x00\x00", b"2\x86", b"labels", b"fine_labels",
     b"data",
 )
+MAT = (
+    b"\x00\x01IM", b"\x01\x00MI", b"\x00\x02IM", b"\x0e\0\0\0", b"\x0f\0\0\0", b"\x06\0\0\0\x08\0\0\0", b"\x09\0\0\0",
+    b"\x05\0\0\0\x10\0\0\0", b"\x01\0\x01\0X\0\0\0", b"\x01\0\x01\0y\0\0\0", b"\x02\0\0\0\x00\x0c\0\0",
+    b"\x20\0\0\0\x20\0\0\0\x03\0\0\0", b"\xff\xff\xff\x7f", b"\x78\x9c",
+)
 UCR = (b"\t", b"nan", b"inf", b"1e39", b"1e-400", b"1.0000e+00")
 UEA = (
     b"@data\n", b"@classLabel true a b\n", b"@timestamps true\n", b"@targetLabel", b"#", b":", b",", b"?", b"nan",
