@@ -161,8 +161,13 @@ def train_on_device(
     import edgeff.devices  # noqa: F401  (belongs to the floor)
     from edgeff.runtime.start import start
 
-    profile = profile_providers(device_name) if provider == AUTO else ()
-    engine, meter, allocator = start(threads, engine=engine_name, provider=provider, profile=profile, lean=total)
+    engine, meter, allocator = start(
+        threads,
+        engine=engine_name,
+        provider=provider,
+        profile=lambda: profile_providers(device_name),
+        lean=total,
+    )
     if total and asked is not None:
         asked = over_floor(asked, meter.floor_bytes)
     budget_bytes = budget_over_floor(asked, device_name, meter.floor_bytes)

@@ -24,6 +24,12 @@ def _on_one_line(text: str) -> str:
     )
 
 
+def one_line(error: Exception) -> str:
+    """What an error of another library says, on one line of bounded length, for use inside a message of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300].rstrip(".")
+
+
 class EdgeffError(Exception):
     """Something the user can mend.
 

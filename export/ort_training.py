@@ -138,8 +138,7 @@ def _fix(model: onnx.ModelProto, tensors: Mapping[str, torch.Tensor]) -> None:
         for value in graph.input
         if value.name in values
     ]
-    constants = [one for one in graph.initializer if one.name in read]
-    for field, kept in ((graph.input, given), (graph.initializer, [*fixed, *constants])):
+    for field, kept in ((graph.input, given), (graph.initializer, [*fixed, *graph.initializer])):
         del field[:]
         field.extend(kept)
 

@@ -76,9 +76,7 @@ def _conv(node: onnx.NodeProto, sizes: Known) -> Line:
 
 def _conv_transpose(node: onnx.NodeProto, sizes: Known) -> Line:
     """All of one row's products before they are added up: places of the operand times numbers of a filter."""
-    weight, operand = sizes.shape(node.input[1]), sizes.shape(node.input[0])
-    filter_size = math.prod(int(str(size)) for size in weight[1:])
-    return Line(filter_size * math.prod(int(str(size)) for size in operand[2:]) * _FLOAT, 0)
+    return _row_of_products(sizes, node.input[1], node.input[0])
 
 
 def _where(node: onnx.NodeProto, sizes: Known) -> Line:
@@ -89,9 +87,13 @@ def _where(node: onnx.NodeProto, sizes: Known) -> Line:
 
 def _conv_gradient(node: onnx.NodeProto, sizes: Known) -> Line:
     """onnxruntime-training: the input of one row and one group is unfolded as a whole."""
-    gradient, weight = sizes.shape(node.input[0]), sizes.shape(node.input[2])
-    filter_size = math.prod(int(str(size)) for size in weight[1:])
-    return Line(filter_size * math.prod(int(str(size)) for size in gradient[2:]) * _FLOAT, 0)
+    return _row_of_products(sizes, node.input[2], node.input[0])
+
+
+def _row_of_products(sizes: Known, weight: str, places: str) -> Line:
+    """A float for each number of a filter at each place of one row of a tensor."""
+    numbers = [*sizes.shape(weight)[1:], *sizes.shape(places)[2:]]
+    return Line(math.prod(int(str(size)) for size in numbers) * _FLOAT, 0)
 
 
 def _layer_norm_gradient(node: onnx.NodeProto, sizes: Known) -> Line:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from edgeff.errors import EngineError
+from edgeff.errors import EngineError, one_line
 from edgeff.runtime.arrays import Array, Port, fitting
 
 # Weights of rows and rates are shared by many graphs: such small inputs are passed in when they have changed.
@@ -193,7 +193,7 @@ class DeviceCall:
             self._session.run_with_iobinding(self._binding)
             self._binding.synchronize_outputs()
         except Exception as error:  # onnxruntime raises a dozen classes that share no base of their own
-            raise EngineError(f"onnxruntime failed in `{self._name}`: {' '.join(str(error).split())[:300]}") from error
+            raise EngineError(f"onnxruntime failed in `{self._name}`: {one_line(error)}") from error
         self._memory.count(Copies(len(self._passed_in), self._passed_out))
 
     def _array(self, port: Port, arrays: Mapping[str, Array]) -> Array:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeff.errors import EngineError
+from edgeff.errors import EngineError, one_line
 from edgeff.manifest import GraphSpec
 from edgeff.providers import CPU
 from edgeff.runtime.arrays import Array, Port, fitting
@@ -240,7 +240,7 @@ class OnnxRuntime:
             )
         except Exception as error:  # onnxruntime raises a dozen classes that share no base of their own
             raise EngineError(
-                f"{self.name} refused `{name}`: {first_line(error)}",
+                f"{self.name} refused `{name}`: {one_line(error)}",
                 hint="install a newer onnxruntime, or export the model again",
             ) from error
         if memory is not None:
@@ -306,7 +306,7 @@ class _Session:
                 options or self._native.options, self._taken_names, taken, self._given_names, given, self._given_devices
             )
         except Exception as error:
-            raise EngineError(f"onnxruntime failed in `{self._name}`: {first_line(error)}") from error
+            raise EngineError(f"onnxruntime failed in `{self._name}`: {one_line(error)}") from error
 
 
 class _DeviceSession(_Session):
@@ -448,9 +448,3 @@ def import_onnxruntime() -> Any:
 def _port(value: Any) -> Port:
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
     return Port(value.name, shape, _DTYPES.get(value.type, value.type))
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300].rstrip(".")

@@ -22,7 +22,7 @@ from typing import Any
 
 from edgeff.artifact import Artifact
 from edgeff.engines import ORT_TRAINING, WHEELS
-from edgeff.errors import EngineError
+from edgeff.errors import EngineError, one_line
 from edgeff.manifest import BlockSpec, GraphKind
 from edgeff.providers import CPU
 from edgeff.runtime.arrays import Array, Port
@@ -32,7 +32,6 @@ from edgeff.runtime.engine import (
     Call,
     Graph,
     OnnxRuntime,
-    first_line,
     import_onnxruntime,
 )
 from edgeff.runtime.memory import BlockMemory
@@ -256,7 +255,7 @@ def _telling(name: str) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:  # it raises a dozen classes that share no base of their own
-        raise EngineError(f"onnxruntime-training failed in `{name}`: {first_line(error)}") from error
+        raise EngineError(f"onnxruntime-training failed in `{name}`: {one_line(error)}") from error
 
 
 @cache

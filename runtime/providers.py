@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeff.errors import EngineError
+from edgeff.errors import EngineError, one_line
 from edgeff.providers import AUTO, CPU
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -139,7 +139,10 @@ def plugin_devices(kind: ProviderKind, module: Any) -> list[Any]:
         try:
             module.register_execution_provider_library(kind.name, package.get_library_path())
         except Exception as error:  # onnxruntime raises a dozen classes that share no base of their own
-            raise EngineError(f"the provider `{kind.name}` cannot be loaded: {' '.join(str(error).split())}") from error
+            raise EngineError(
+                f"the provider `{kind.name}` cannot be loaded: {one_line(error)}",
+                hint="leave `--provider` out to train on the CPU",
+            ) from error
         found = _devices(kind, module)
     if not found:
         raise EngineError(

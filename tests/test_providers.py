@@ -307,7 +307,7 @@ def test_the_engine_of_onnxruntime_training_takes_no_other_provider(
     assert str(caught.value) == "the engine `ort-training` runs on the CPU, not on the provider `cuda`"
     assert "leave `--provider` out" in caught.value.hint
     # What a device has besides does not matter to it.
-    engine, _, _ = start_module.start(1, engine=ORT_TRAINING, provider=AUTO, profile=[(CUDA, "yes")])
+    engine, _, _ = start_module.start(1, engine=ORT_TRAINING, provider=AUTO, profile=lambda: [(CUDA, "yes")])
     assert engine.provider is KINDS[CPU]
 
 
