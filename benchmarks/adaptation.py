@@ -74,7 +74,7 @@ def unseen_people(folder: Path, seed: int) -> Iterator[tuple[Dataset, Artifact]]
     for number, held_out in enumerate(np.split(people, 3)):
         train, validation = train_validation_split(rows.select(~np.isin(rows.groups, held_out)), 0.25, seed)
         run = folder / f"run-{number}"
-        settings = PretrainSettings(epochs=12, augment="signal", seed=seed, choose_fusion=False)
+        settings = PretrainSettings(epochs=12, augment="signal", seed=seed, fusion="sum")
         network = preset("har-cnn", classes=rows.classes, seed=seed)
         pretrain(network, train, validation, fit_preprocessing(train, (6, 128)), settings, out=run)
         done = load_run(run)

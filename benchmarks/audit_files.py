@@ -20,8 +20,11 @@ from networks import reference
 from torch import nn
 
 from edgeff.errors import EdgeffError
-from edgeff.goodness import LayerNormHandover, LearnedProjection, LearnedTemperature, PooledGoodness
+from edgeff.goodness import PooledGoodness
+from edgeff.handover import LayerNormHandover
 from edgeff.model import LocalNetwork
+from edgeff.projection import LearnedProjection
+from edgeff.temperature import LearnedTemperature
 
 Operator = dict[str, Any]
 

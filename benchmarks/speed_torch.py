@@ -17,7 +17,7 @@ from audit_protocol import Array, Job, micro_batches
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
-from edgeff.goodness import LayerNormHandover
+from edgeff.handover import LayerNormHandover
 
 set_up = peer_torch.set_up
 

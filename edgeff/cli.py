@@ -17,8 +17,8 @@ from edgeff.errors import EdgeffError
 
 # Command -> module that has it (as a function of the same name, dashes as underscores), and its line in the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "pretrain": ("edgeff.cli_workstation", "Pretrain a network layer by layer in PyTorch"),
-    "export": ("edgeff.cli_workstation", "Compile a pretrained network into an artifact"),
+    "pretrain": ("edgeff.cli_pretrain", "Pretrain a network layer by layer in PyTorch"),
+    "export": ("edgeff.cli_export", "Compile a pretrained network into an artifact"),
     "check-locality": ("edgeff.cli_locality", "Show that no block of a network learns from a later one"),
     "sign": ("edgeff.cli_sign", "Sign an artifact, or make a key to sign with"),
     "inspect": ("edgeff.cli_show", "Show what is in an artifact"),
@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train-on-device": ("edgeff.cli_train", "Train an artifact on this machine, inside a budget"),
     "evaluate": ("edgeff.cli_device", "Test an artifact or a run on labelled data"),
     "finalize": ("edgeff.cli_device", "Write a plain inference model"),
+    "zoo": ("edgeff.cli_zoo", "List the pretrained networks that come with edgeff, or copy one"),
+    "study": ("edgeff.cli_study", "Run an experiment: comparisons, ablations, adaptation"),
     "fsck": ("edgeff.cli_fsck", "Tell what is in a run folder, and what can be gone on with"),
     "bench": ("edgeff.cli_bench", "Run a benchmark of a checkout of edgeff"),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeff import cli_network
 from edgeff.errors import ModelError
 from edgeff.table import table
 
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 
 @click.command(name="check-locality")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--preset", "preset_name", help="A network by name, instead of a run's.")
-@click.option("--model", "factory", metavar="FILE:FUNCTION", help="Your own: a function that returns a LocalNetwork.")
-@click.option("--blocks", type=click.Choice(["1-layer", "2-layer", "whole"]), help="How many layers learn as one.")
-@click.option(
-    "--losses", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Of a joined block."
-)
+@cli_network.PRESET
+@cli_network.MODEL
+@cli_network.RULE
+@cli_network.BLOCKS
+@cli_network.LOSSES
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check_locality(
     run: Path | None,
-    preset_name: str | None,
+    preset: str | None,
     factory: str | None,
+    rules: tuple[str, ...],
     blocks: str | None,
     losses: str,
     as_json: bool,
@@ -42,9 +43,9 @@ def check_locality(
     """
     from edgeff.locality import check_locality as watch
 
-    if sum(one is not None for one in (run, preset_name, factory)) != 1:
+    if sum(one is not None for one in (run, preset, factory)) != 1:
         raise click.UsageError("give a pretraining RUN, --preset or --model")
-    network = _network(run, preset_name, factory)
+    network = _network(run, preset, factory, rules)
     if blocks is not None:
         network = network.regroup(blocks, losses)  # type: ignore[arg-type]
     found = watch(network)
@@ -61,13 +62,16 @@ def check_locality(
         )
 
 
-def _network(run: Path | None, preset_name: str | None, factory: str | None) -> LocalNetwork:
-    from edgeff.presets import load_factory, preset
+def _network(run: Path | None, preset: str | None, factory: str | None, rules: tuple[str, ...]) -> LocalNetwork:
+    from edgeff.presets import load_factory
+    from edgeff.presets import preset as build
     from edgeff.pretrain_run import load_run
 
+    if rules and preset is None:
+        raise click.UsageError("--rule is for --preset; a run or a model has its own")
     if run is not None:
         return load_run(run).network
-    return preset(preset_name) if preset_name is not None else load_factory(str(factory))
+    return load_factory(factory) if factory else build(str(preset), rule=cli_network.rule_settings(rules))
 
 
 def _text(found: Locality) -> str:

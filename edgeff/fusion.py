@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edgeff.errors import ModelError
-from edgeff.goodness import Description
+from edgeff.parts import Description
+
+FusionName = Literal["range", "sum", "loss", "readout"]
+# A readout that a trained fusion gives less than this part of the largest weight is left out, and need not be run.
+_LEAST_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,45 @@ class LogProbabilitySum:
         return {"part": "LogProbabilitySum", "weights": list(self.weights), "first_block": self.first_block}
 
 
+def sum_fusion(log_probabilities: Sequence[Tensor], y: Tensor) -> LogProbabilitySum:
+    """Every readout alike."""
+    del y
+    return LogProbabilitySum((1.0,) * len(log_probabilities))
+
+
+def loss_fusion(log_probabilities: Sequence[Tensor], y: Tensor) -> LogProbabilitySum:
+    """Each readout by the inverse of its cross-entropy, the largest weight 1. Arguments as for `choose_fusion`."""
+    losses = [_cross_entropy(one, y).clamp(min=1e-6) for one in log_probabilities]
+    least = torch.stack(losses).min()
+    return LogProbabilitySum(tuple(float(least / loss) for loss in losses))
+
+
+def readout_fusion(log_probabilities: Sequence[Tensor], y: Tensor) -> LogProbabilitySum:
+    """Weights trained on validation data: a linear readout of all scores, detached, with one number for each block.
+
+    Minimises the cross-entropy of `softmax(sum_l w_l log p_l)` over `w_l > 0`, a convex problem, by L-BFGS over log w.
+    No gradient reaches a block. Arguments as for `choose_fusion`.
+    """
+    stacked = torch.stack(list(log_probabilities)).double()
+    logs = torch.full((len(stacked),), 1.0 / len(stacked), dtype=torch.float64).log().requires_grad_()
+    optimizer = torch.optim.LBFGS([logs], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = _cross_entropy((logs.exp()[:, None, None] * stacked).sum(dim=0), y)
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    weights = logs.detach().exp()
+    kept = torch.where(weights < _LEAST_WEIGHT * weights.max(), torch.zeros_like(weights), weights)
+    return LogProbabilitySum(tuple(kept.tolist()))
+
+
+def _cross_entropy(log_probabilities: Tensor, y: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(log_probabilities.double(), y)
+
+
 def choose_fusion(log_probabilities: Sequence[Tensor], y: Tensor) -> LogProbabilitySum:
     """The contiguous range of readouts whose summed log-probabilities are right most often.
 
@@ -77,3 +121,11 @@ def choose_fusion(log_probabilities: Sequence[Tensor], y: Tensor) -> LogProbabil
 
     first, last = max(ranges, key=merit)
     return LogProbabilitySum(tuple(1.0 if first <= index <= last else 0.0 for index in range(count)))
+
+
+FUSIONS: Mapping[FusionName, Callable[[Sequence[Tensor], Tensor], LogProbabilitySum]] = {
+    "range": choose_fusion,
+    "sum": sum_fusion,
+    "loss": loss_fusion,
+    "readout": readout_fusion,
+}

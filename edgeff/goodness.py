@@ -1,52 +1,19 @@
-"""The exchangeable parts of a local objective: goodness, projection, temperature, loss, hand-over.
-
-A block learns from statistics of its own activation `a` (N, ...): `goodness(a)` (N, D) is projected onto the K
-classes, divided by a temperature, and compared with the label. What the block passes on is a normalised copy of `a`.
-Each part here is small, knows nothing of the others, and says what it is by `describe()`; docs/method.md has the
-equations and sources.
-"""
+"""Goodness: what of its activation a block takes as a sign of the classes, before any normalisation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeff.errors import ModelError
-
-Description = dict[str, Any]
-
-
-class Part(Protocol):
-    """Anything that maps a tensor to a tensor: an `nn.Module` or a frozen dataclass with `__call__`."""
-
-    def __call__(self, values: Tensor, /) -> Tensor:
-        """The mapped values."""
-
-
-class Objective(Protocol):
-    """A loss over the scores of a block's rows."""
-
-    def __call__(self, scores: Tensor, y: Tensor, row_weight: Tensor, /) -> Tensor:
-        """Sum over rows of row_weight (N,) times the loss of scores (N, K) against y (N,), a scalar."""
-
-
-def describe_part(part: object) -> Description:
-    """JSON-able name and settings of a part; of a foreign module its class and its text.
-
-    >>> describe_part(PooledGoodness(cells=2))
-    {'part': 'PooledGoodness', 'cells': 2, 'power': 1, 'layout': 'channels'}
-    """
-    describe = getattr(part, "describe", None)
-    if callable(describe):
-        described: Description = describe()
-        return described
-    return {"part": type(part).__name__, "text": " ".join(repr(part).split())}
+from edgeff.parts import Description
 
 
 def largest_divisor(length: int, limit: int) -> int:
@@ -137,160 +104,49 @@ def _pool(values: Tensor, grid: tuple[int, ...]) -> Tensor:
     return F.avg_pool2d(values, kernel)
 
 
-class LearnedProjection(nn.Module):
-    """Scores = g W^T + b with trained W (K, D) and b (K,), initialised as `nn.Linear`."""
-
-    linear: nn.Linear
-
-    def __init__(self, *, bias: bool = True) -> None:
-        super().__init__()
-        self.bias = bias
-
-    def build(self, features_count: int, classes_count: int) -> None:
-        """Create the weights for goodness (N, features_count)."""
-        self.linear = nn.Linear(features_count, classes_count, bias=self.bias)
-
-    def forward(self, goodness: Tensor) -> Tensor:
-        """Scores (N, K) of goodness (N, D)."""
-        scores: Tensor = self.linear(goodness)
-        return scores
-
-    def describe(self) -> Description:
-        """Name and settings."""
-        return {"part": "LearnedProjection", "bias": self.bias}
-
-
-class FixedProjection(nn.Module):
-    """Scores = g R with a random R (D, K) that is drawn from a seed and never trained.
-
-    Args:
-        seed: Of the draw; blocks with the same D and seed share a projection, so give each its own.
-        law: `orthonormal` columns (spectral norm 1; needs D >= K, else `normal` is used), or `normal`: N(0, 1/D).
-    """
-
-    matrix: Tensor
-
-    def __init__(self, seed: int = 0, *, law: Literal["orthonormal", "normal"] = "orthonormal") -> None:
-        super().__init__()
-        if law not in ("orthonormal", "normal"):
-            raise ModelError(f"FixedProjection needs law `orthonormal` or `normal`, got `{law}`")
-        self.seed = seed
-        self.law = law
-
-    def build(self, features_count: int, classes_count: int) -> None:
-        """Draw R (features_count, classes_count), float32."""
-        generator = torch.Generator().manual_seed(self.seed)
-        matrix = torch.randn(features_count, classes_count, generator=generator, dtype=torch.float64)
-        if self.law == "orthonormal" and features_count >= classes_count:
-            matrix = torch.linalg.qr(matrix).Q
-        else:
-            matrix = matrix / math.sqrt(features_count)
-        self.register_buffer("matrix", matrix.float())
-
-    def forward(self, goodness: Tensor) -> Tensor:
-        """Scores (N, K) of goodness (N, D)."""
-        return goodness @ self.matrix
-
-    def describe(self) -> Description:
-        """Name and settings."""
-        return {"part": "FixedProjection", "seed": self.seed, "law": self.law}
-
-
-class LearnedTemperature(nn.Module):
-    """Scores over `T = minimum + (maximum - minimum) * sigmoid(alpha)`, alpha a trained scalar that starts at 0."""
-
-    def __init__(self, minimum: float = 0.1, maximum: float = 2.0) -> None:
-        super().__init__()
-        if not 0.0 < minimum < maximum:
-            raise ModelError(f"LearnedTemperature needs 0 < minimum < maximum, got {minimum} and {maximum}")
-        self.minimum = minimum
-        self.maximum = maximum
-        self.alpha = nn.Parameter(torch.zeros(()))
-
-    def value(self) -> Tensor:
-        """The temperature, a scalar."""
-        return self.minimum + (self.maximum - self.minimum) * torch.sigmoid(self.alpha)
-
-    def forward(self, scores: Tensor) -> Tensor:
-        """Scores (N, K) over the temperature."""
-        return scores / self.value()
-
-    def describe(self) -> Description:
-        """Name and settings."""
-        return {"part": "LearnedTemperature", "minimum": self.minimum, "maximum": self.maximum}
-
-
 @dataclass(frozen=True)
-class FixedTemperature:
-    """Scores divided by a constant."""
+class ChannelGroups:
+    """One score per class without a weight: the mean of `a` or of `a**2` over a group of channels, one group per class.
 
-    value: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.value > 0.0:
-            raise ModelError(f"FixedTemperature needs a positive value, got {self.value}")
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        """Scores (N, K) over the temperature."""
-        return scores if self.value == 1.0 else scores / self.value
-
-    def describe(self) -> Description:
-        """Name and settings."""
-        return {"part": "FixedTemperature", "value": self.value}
-
-
-@dataclass(frozen=True)
-class CrossEntropyObjective:
-    """Softmax cross-entropy against the label, with optional label smoothing.
+    Channels (units, for rows (D,)) go to the classes in order and as evenly as can be: of C channels and K classes,
+    class k has those from `k C / K` (rounded down) on. As in CwComp (arXiv 2312.12668; squares) and DeeperForward
+    (ICLR 2025; means). A block with such goodness has no projection.
 
     Attributes:
-        label_smoothing: Share of the target spread evenly over all K classes, in [0, 1).
+        classes: K.
+        power: 1 for the mean of `a`, 2 for the mean of its square.
     """
 
-    label_smoothing: float = 0.0
+    classes: int
+    power: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ModelError(f"label smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.power not in (1, 2):
+            raise ModelError(f"ChannelGroups needs power 1 or 2, got `{self.power}`")
 
-    def __call__(self, scores: Tensor, y: Tensor, row_weight: Tensor) -> Tensor:
-        """Sum over rows of row_weight (N,) times the cross-entropy of scores (N, K) with y (N,), a scalar."""
-        log_probabilities = torch.log_softmax(scores, dim=1)
-        # A comparison and a product: the gradient of gathering one column would be a scatter, which lowers badly.
-        classes = torch.arange(scores.shape[1], device=scores.device)
-        target = (y[:, None] == classes).to(log_probabilities.dtype)
-        if self.label_smoothing:
-            target = target * (1.0 - self.label_smoothing) + self.label_smoothing / scores.shape[1]
-        return -(log_probabilities * (target * row_weight[:, None])).sum()
+    def __call__(self, activation: Tensor) -> Tensor:
+        """Scores (N, K) of an activation (N, C, ...).
+
+        Raises:
+            ModelError: Fewer channels than classes.
+        """
+        channels = activation.shape[1]
+        if channels < self.classes:
+            raise ModelError(
+                f"ChannelGroups needs a channel for each of {self.classes} classes, the activation has {channels}",
+                hint="widen the block, or give it a projection",
+            )
+        values = activation * activation if self.power == 2 else activation
+        if values.ndim > 2:
+            values = values.mean(dim=tuple(range(2, values.ndim)))
+        return values @ self._membership(channels).to(values)
+
+    def _membership(self, channels: int) -> Tensor:
+        """(C, K): 1 / size of the group where a channel belongs to it. A product with it has a simple gradient."""
+        group = np.arange(channels) * self.classes // channels
+        belongs = (group[:, None] == np.arange(self.classes)).astype(np.float64)
+        return torch.from_numpy(belongs / belongs.sum(axis=0))
 
     def describe(self) -> Description:
         """Name and settings."""
-        return {"part": "CrossEntropyObjective", "label_smoothing": self.label_smoothing}
-
-
-@dataclass(frozen=True)
-class LayerNormHandover:
-    """Layer normalisation over all axes of a row, without parameters (Ba et al., arXiv 1607.06450, equation 4)."""
-
-    eps: float = 1e-5
-
-    def __call__(self, activation: Tensor) -> Tensor:
-        """The activation (N, *row) with mean 0 and variance 1 in each row."""
-        return F.layer_norm(activation, activation.shape[1:], eps=self.eps)
-
-    def describe(self) -> Description:
-        """Name and settings."""
-        return {"part": "LayerNormHandover", "eps": self.eps}
-
-
-@dataclass(frozen=True)
-class NoHandoverNorm:
-    """The activation as it is."""
-
-    def __call__(self, activation: Tensor) -> Tensor:
-        """The activation (N, *row), unchanged."""
-        return activation
-
-    def describe(self) -> Description:
-        """Name."""
-        return {"part": "NoHandoverNorm"}
+        return {"part": "ChannelGroups", **asdict(self)}

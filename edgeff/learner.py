@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeff.fusion import LogProbabilitySum, choose_fusion
+from edgeff.fusion import FUSIONS, FusionName, LogProbabilitySum
 from edgeff.model import Block, LocalNetwork
 from edgeff.pretrain_settings import PretrainSettings
 
@@ -42,12 +42,22 @@ class Learner:
         Returns:
             Hand-over (N, *handover_shape) and loss (), both of the weights before the update, detached.
         """
+        size = self.settings.micro_batch or len(y)
+        parts = [slice(start, start + size) for start in range(0, len(y), size)]
+        found = [self._gradients(x[part], y[part], row_weight[part]) for part in parts]
+        if self.optimizer is not None:
+            self._update(self.optimizer, step)
+        if len(found) == 1:
+            return found[0]
+        return torch.cat([handover for handover, _ in found]), torch.stack([loss for _, loss in found]).sum()
+
+    def _gradients(self, x: Tensor, y: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of some rows; their hand-over and loss, detached."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.mixed_precision):
-            handover, scores = self.block(x)
-            loss = self.block.loss(scores, y, row_weight)
+            handover, readings = self.block(x)
+            loss = self.block.loss(readings, y, row_weight)
         if self.optimizer is not None:
             torch.autograd.backward(loss)
-            self._update(self.optimizer, step)
         handover = handover.detach()
         # Autocast leaves some activations in bfloat16; what blocks exchange is float32, as on the device.
         return handover.float() if self.settings.mixed_precision else handover, loss.detach()
@@ -143,18 +153,20 @@ def assess(log_probabilities: list[Tensor], y: Tensor, fusion: LogProbabilitySum
     )
 
 
-def evaluate(network: LocalNetwork, batches: Iterable[tuple[Tensor, Tensor]], *, choose: bool = False) -> Evaluation:
+def evaluate(
+    network: LocalNetwork, batches: Iterable[tuple[Tensor, Tensor]], *, choose: FusionName | None = None
+) -> Evaluation:
     """Run a network over batches.
 
     Args:
         network: Left in evaluation mode.
         batches: Features (n, *row) and labels (n,), on the network's device.
-        choose: Choose the readouts that make the prediction on these very rows, as one may on validation data only, and
-            set the network to them; otherwise the network's own weights are used.
+        choose: Choose how the readouts make the prediction on these very rows, as one may on validation data only, and
+            set the network to it; None for the network's own weights.
     """
     log_probabilities, y = readout_outputs(network, batches)
     if choose:
-        network.fuse_readouts(choose_fusion(log_probabilities, y))
+        network.fuse_readouts(FUSIONS[choose](log_probabilities, y))
     return assess(log_probabilities, y, LogProbabilitySum(network.readout_weights))
 
 

@@ -142,7 +142,8 @@ class _Seen:
             self.attached.add(name)
 
     def _keep(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
+        # Without its graph: an operation that saves its own result would keep itself alive by it.
+        saved = _Saved(tensor.detach())
         self.alive.add(saved)
         return saved
 

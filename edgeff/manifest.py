@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FORMAT = "edgeff-artifact"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1,
@@ -157,6 +157,8 @@ class BlockSpec:
             starting at zero.
         graphs: By kind.
         objective: What the block learns from, for people: names and settings of its parts.
+        rows_together: Consecutive rows of a batch that `step` and `accumulate` are run on at once, because they are
+            compared with one another; 1 where each row counts by itself and any number will do.
     """
 
     name: str
@@ -167,6 +169,7 @@ class BlockSpec:
     slots: tuple[str, ...]
     graphs: Mapping[GraphKind, GraphSpec]
     objective: Mapping[str, object]
+    rows_together: int = 1
 
     @property
     def parameter_bytes(self) -> int:

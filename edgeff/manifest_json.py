@@ -247,6 +247,7 @@ def _block(node: Node) -> BlockSpec:
         slots=fields["slots"].once(_names),
         graphs={kind: graphs[kind].once(_graph) for kind in GRAPH_KINDS},
         objective=fields["objective"].once(_free_object),
+        rows_together=fields["rows_together"].integer(minimum=1),
     )
 
 

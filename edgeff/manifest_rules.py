@@ -142,6 +142,9 @@ def _check_blocks(manifest: Manifest) -> None:
     for index, block in enumerate(manifest.blocks):
         _check_block(block, f"blocks[{index}]", manifest)
         check_graphs(block, f"blocks[{index}].graphs", manifest.optimizer)
+    together = sorted({block.rows_together for block in manifest.blocks} - {1})
+    if len(together) > 1:
+        raise _refuse(f"`rows_together` must be the same in all blocks that compare rows, got {together}")
 
 
 def _check_block(block: BlockSpec, place: str, manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from edgeff.blocks import Block, ChainedBlock, LocalBlock, Losses
+from edgeff.blocks import Block, ChainedBlock, LocalBlock, Losses, Reading
 from edgeff.errors import ModelError
 from edgeff.fusion import LogProbabilitySum
 from edgeff.probe import Shape
@@ -51,13 +51,13 @@ class BlockOutput(NamedTuple):
 
     Attributes:
         handover: (N, *handover_shape), detached.
-        scores: Of each readout, (N, K), over its temperature.
+        readings: Of each readout.
         readout_log_probabilities: Of each readout, (N, K).
         log_probabilities: What the block adds to the prediction, (N, K).
     """
 
     handover: Tensor
-    scores: tuple[Tensor, ...]
+    readings: tuple[Reading, ...]
     readout_log_probabilities: tuple[Tensor, ...]
     log_probabilities: Tensor
 
@@ -147,10 +147,10 @@ class LocalNetwork(nn.Module):
     def outputs(self, x: Tensor) -> Iterator[BlockOutput]:
         """Run block after block on x (N, *input_shape), each on the detached hand-over of the one before."""
         for block in self.sequence:
-            handover, scores = block(x)
+            handover, readings = block(x)
             x = handover.detach()
             del handover
-            yield BlockOutput(x, scores, block.readout_log_probabilities(scores), block.log_probabilities(scores))
+            yield BlockOutput(x, readings, block.readout_log_probabilities(readings), block.log_probabilities(readings))
 
     def block_outputs(self, x: Tensor) -> tuple[BlockOutput, ...]:
         """What each block gives for x (N, *input_shape)."""

@@ -17,10 +17,12 @@ import torch
 from torch import nn
 
 from edgeff.errors import ModelError
-from edgeff.goodness import PooledGoodness, largest_divisor
-from edgeff.model import Block, LocalBlock, LocalNetwork, Source
+from edgeff.goodness import largest_divisor
+from edgeff.model import Block, LocalNetwork, Source
+from edgeff.rule import LocalRule, Setting
 
 Shape = tuple[int, ...]
+BlockBuilder = Callable[[Shape, float, LocalRule, int], list[Block]]
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class Preset:
         input_shape: Of a row, where the user gives none.
         axes: What each axis of a row is, for messages.
         classes: How many, where the user gives none.
-        blocks: `(input_shape, width)` -> blocks.
+        blocks: `(input_shape, width, rule, classes)` -> blocks.
     """
 
     purpose: str
     input_shape: Shape
     axes: tuple[str, ...]
     classes: int
-    blocks: Callable[[Shape, float], list[Block]]
+    blocks: BlockBuilder
 
 
 def _channels(count: int, width: float) -> int:
@@ -47,32 +49,38 @@ def _channels(count: int, width: float) -> int:
     return max(4, 4 * round(count * width / 4))
 
 
-def _signal_cnn(plan: Sequence[tuple[int, int, int]]) -> Callable[[Shape, float], list[Block]]:
+def _signal_cnn(plan: Sequence[tuple[int, int, int]]) -> BlockBuilder:
     """Blocks of Conv1d, ReLU and max-pooling; `plan` has (channels, kernel, pool) of each."""
 
-    def build(input_shape: Shape, width: float) -> list[Block]:
-        incoming, blocks = input_shape[0], []
-        for channels, kernel, pool in plan:
+    def build(input_shape: Shape, width: float, rule: LocalRule, classes: int) -> list[Block]:
+        incoming, labels, blocks = input_shape[0], rule.label_channels(classes), []
+        for number, (channels, kernel, pool) in enumerate(plan):
             outgoing = _channels(channels, width)
-            layers: list[nn.Module] = [nn.Conv1d(incoming, outgoing, kernel, padding=kernel // 2), nn.ReLU()]
+            layers: list[nn.Module] = [nn.Conv1d(incoming + labels, outgoing, kernel, padding=kernel // 2), nn.ReLU()]
             layers += [nn.MaxPool1d(pool)] if pool > 1 else []
-            blocks.append(LocalBlock(nn.Sequential(*layers), goodness=PooledGoodness(cells=4)))
+            blocks.append(
+                rule.block(nn.Sequential(*layers), number=number, classes=classes, channels=outgoing, axes=1, cells=4)
+            )
             incoming = outgoing
         return list(blocks)
 
     return build
 
 
-def _image_cnn(plan: Sequence[tuple[int, int, int]]) -> Callable[[Shape, float], list[Block]]:
+def _image_cnn(plan: Sequence[tuple[int, int, int]]) -> BlockBuilder:
     """Blocks of 3x3 Conv2d, ReLU and max-pooling; `plan` has (channels, pool, cells of the goodness) of each."""
 
-    def build(input_shape: Shape, width: float) -> list[Block]:
-        incoming, blocks = input_shape[0], []
-        for channels, pool, cells in plan:
+    def build(input_shape: Shape, width: float, rule: LocalRule, classes: int) -> list[Block]:
+        incoming, labels, blocks = input_shape[0], rule.label_channels(classes), []
+        for number, (channels, pool, cells) in enumerate(plan):
             outgoing = _channels(channels, width)
-            layers: list[nn.Module] = [nn.Conv2d(incoming, outgoing, 3, padding=1), nn.ReLU()]
+            layers: list[nn.Module] = [nn.Conv2d(incoming + labels, outgoing, 3, padding=1), nn.ReLU()]
             layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-            blocks.append(LocalBlock(nn.Sequential(*layers), goodness=PooledGoodness(cells=cells)))
+            blocks.append(
+                rule.block(
+                    nn.Sequential(*layers), number=number, classes=classes, channels=outgoing, axes=2, cells=cells
+                )
+            )
             incoming = outgoing
         return list(blocks)
 
@@ -83,31 +91,39 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(largest_divisor(channels, 8), channels)
 
 
-def _separable_cnn(input_shape: Shape, width: float) -> list[Block]:
+def _separable_cnn(input_shape: Shape, width: float, rule: LocalRule, classes: int) -> list[Block]:
     """A strided 10x4 convolution, then four depthwise-separable blocks (DS-CNN, Zhang et al., arXiv 1711.07128)."""
-    channels = _channels(64, width)
-    goodness = PooledGoodness(cells=(5, 4))
-    first = nn.Conv2d(input_shape[0], channels, (10, 4), stride=2, padding=(5, 1))
-    blocks: list[Block] = [LocalBlock(nn.Sequential(first, _norm(channels), nn.ReLU()), goodness=goodness)]
+    channels, labels = _channels(64, width), rule.label_channels(classes)
+    first = nn.Conv2d(input_shape[0] + labels, channels, (10, 4), stride=2, padding=(5, 1))
+    transforms = [nn.Sequential(first, _norm(channels), nn.ReLU())]
     for _ in range(4):
-        separable = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
-            _norm(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 1),
-            _norm(channels),
-            nn.ReLU(),
+        depthwise = nn.Conv2d(channels + labels, channels + labels, 3, padding=1, groups=channels + labels)
+        transforms.append(
+            nn.Sequential(
+                depthwise,
+                _norm(channels + labels),
+                nn.ReLU(),
+                nn.Conv2d(channels + labels, channels, 1),
+                _norm(channels),
+                nn.ReLU(),
+            )
         )
-        blocks.append(LocalBlock(separable, goodness=goodness))
-    return blocks
+    return [
+        rule.block(transform, number=number, classes=classes, channels=channels, axes=2, cells=(5, 4))
+        for number, transform in enumerate(transforms)
+    ]
 
 
-def _mlp(input_shape: Shape, width: float) -> list[Block]:
+def _mlp(input_shape: Shape, width: float, rule: LocalRule, classes: int) -> list[Block]:
     """Three hidden layers; the first flattens its input."""
-    hidden = _channels(256, width)
-    first = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), hidden), nn.ReLU())
-    rest = (nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU()) for _ in range(2))
-    return [LocalBlock(transform) for transform in (first, *rest)]
+    hidden, labels = _channels(256, width), rule.label_channels(classes)
+    numbers = math.prod((input_shape[0] + labels, *input_shape[1:]))
+    first = nn.Sequential(nn.Flatten(), nn.Linear(numbers, hidden), nn.ReLU())
+    rest = (nn.Sequential(nn.Linear(hidden + labels, hidden), nn.ReLU()) for _ in range(2))
+    return [
+        rule.block(transform, number=number, classes=classes, channels=hidden, axes=0, cells=4)
+        for number, transform in enumerate((first, *rest))
+    ]
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -142,6 +158,13 @@ PRESETS: Mapping[str, Preset] = {
         10,
         _image_cnn([(128, 1, 4), (256, 2, 4), (256, 1, 4), (512, 2, 4), (512, 1, 4), (512, 2, 2)]),
     ),
+    "cifar-cnn": Preset(
+        "colour images of 32x32, halved early: as deep as vgg8 at a quarter of its work",
+        (3, 32, 32),
+        ("channels", "height", "width"),
+        10,
+        _image_cnn([(64, 2, 4), (64, 1, 4), (128, 2, 4), (128, 1, 4), (256, 2, 4), (256, 1, 2)]),
+    ),
     "mlp": Preset("any row, flattened", (784,), (), 10, _mlp),
 }
 
@@ -152,6 +175,7 @@ def preset(
     input_shape: Sequence[int] | None = None,
     classes: int | Sequence[str] | None = None,
     width: float = 1.0,
+    rule: LocalRule | Mapping[str, Setting] | None = None,
     seed: int = 0,
 ) -> LocalNetwork:
     """A network by name.
@@ -161,6 +185,7 @@ def preset(
         input_shape: One row after preprocessing, channels first; None for the preset's own.
         classes: Names or how many; None for the preset's own number.
         width: Factor on the number of channels (or hidden units), which stay multiples of 4.
+        rule: What its blocks learn from, or the settings of `LocalRule` that differ from its defaults.
         seed: Of the initial weights; torch's own generator is left alone.
 
     Raises:
@@ -175,17 +200,26 @@ def preset(
     chosen = PRESETS[name]
     shape = tuple(chosen.input_shape if input_shape is None else input_shape)
     labels = chosen.classes if classes is None else classes
+    rule = rule if isinstance(rule, LocalRule) else LocalRule.from_dict(rule or {})
     _check_shape(name, shape)
     arguments = {
         "input_shape": list(shape),
         "classes": labels if isinstance(labels, int) else list(labels),
         "width": width,
         "seed": seed,
+        # Only where it says something: runs from before there were rules are built as they were.
+        **({"rule": rule.as_dict()} if rule.as_dict() else {}),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        blocks = chosen.blocks(shape, width, rule, labels if isinstance(labels, int) else len(labels))
+        if rule.super_class_blocks >= len(blocks):
+            raise ModelError(
+                f"with `super_class_blocks={rule.super_class_blocks}` no block of preset `{name}` learns the classes",
+                hint=f"it has {len(blocks)} blocks: give it at most {len(blocks) - 1}",
+            )
         return LocalNetwork(
-            chosen.blocks(shape, width),
+            blocks,
             input_shape=shape,
             classes=labels,
             name=name,

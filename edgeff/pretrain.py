@@ -20,10 +20,10 @@ from torch import Tensor
 
 from edgeff.errors import DataError, RunError
 from edgeff.feed import Feed, batches_count, check_fit
-from edgeff.fusion import LogProbabilitySum
+from edgeff.fusion import FusionName, LogProbabilitySum
 from edgeff.learner import Evaluation, Learner, evaluate, learn_batch
 from edgeff.model import LocalNetwork
-from edgeff.pretrain_settings import PretrainSettings
+from edgeff.pretrain_settings import Keep, PretrainSettings
 from edgeff.run_folder import EpochMetrics, RunFolder
 
 if TYPE_CHECKING:
@@ -111,10 +111,10 @@ class _Run:
         self.best_epoch = checkpoint["best_epoch"]
         self.best = checkpoint["best"]
 
-    def finish_epoch(self, metrics: EpochMetrics) -> bool:
-        """Note an epoch; whether it is the best so far."""
+    def finish_epoch(self, metrics: EpochMetrics, keep: Keep) -> bool:
+        """Note an epoch; whether its weights are to be kept instead of earlier ones."""
         self.history.append(metrics)
-        better = not self.best_epoch or _merit(metrics) > _merit(self.history[self.best_epoch - 1])
+        better = keep == "last" or not self.best_epoch or _merit(metrics) > _merit(self.history[self.best_epoch - 1])
         if better:
             self.best_epoch, self.best = metrics.epoch, _on_cpu(self.network.tensors())
         return better
@@ -168,7 +168,7 @@ def pretrain(
         held.enter_context(_known_tokens(network))
         for epoch in range(len(run.history) + 1, settings.epochs + 1):
             metrics = _epoch(run, feeds, settings, epoch, progress or _ignore)
-            better = run.finish_epoch(metrics)
+            better = run.finish_epoch(metrics, settings.keep)
             if folder is not None:
                 folder.save(run.checkpoint(), better=better)
     return _result(run)
@@ -196,7 +196,7 @@ def _epoch(
             sums = {name: total + losses[name] * len(y) for name, total in sums.items()}
             progress(PretrainProgress(epoch, step, steps, losses, rows / (time.perf_counter() - began)))
     rows_per_s = rows / (time.perf_counter() - began)
-    measured = evaluate(run.network, validation.in_order(), choose=settings.choose_fusion)
+    measured = evaluate(run.network, validation.in_order(), choose=settings.fusion)
     means = {name: total / rows for name, total in sums.items()}
     metrics = EpochMetrics(epoch, means, measured)
     progress(PretrainProgress(epoch, first + per_epoch, steps, means, rows_per_s, metrics))
@@ -227,16 +227,21 @@ def _result(run: _Run) -> PretrainResult:
 
 
 def evaluate_network(
-    network: LocalNetwork, dataset: Dataset, preprocessing: Preprocessing, *, device: str = "cpu", choose: bool = False
+    network: LocalNetwork,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    *,
+    device: str = "cpu",
+    choose: FusionName | None = None,
 ) -> Evaluation:
     """Accuracy and loss of a network on a data set; the network ends on `device`, in evaluation mode.
 
     Args:
-        network: Its fusion weights are set where `choose`.
+        network: Its fusion weights are set where `choose` is given.
         dataset: Raw rows with labels.
         preprocessing: From raw rows to the network's input.
         device: `cpu` or `cuda`.
-        choose: Choose the readouts of the prediction on these rows; for validation data only.
+        choose: How to choose the readouts of the prediction on these rows; for validation data only.
 
     Raises:
         ModelError: Network and preprocessing do not fit.

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from edgeff.errors import ModelError
-from edgeff.goodness import CrossEntropyObjective
+from edgeff.fusion import FusionName
 from edgeff.manifest import OptimizerSpec
 from edgeff.model import Layers, LocalNetwork, Losses
+from edgeff.objective import CrossEntropyObjective
 from edgeff.optimizer import optimizer_spec
 
 Mode = Literal["local", "bp", "bp-deepsup"]
@@ -19,6 +20,8 @@ Augment = Literal["none", "shift", "shift-flip", "signal"]
 Schedule = Literal["cosine", "constant"]
 Device = Literal["cpu", "cuda"]
 Kind = Literal["adamw", "sgd"]
+Keep = Literal["best", "last"]
+LayersPerBlock = Literal["1-layer", "2-layer"]
 
 # Share of all steps over which the learning rate rises linearly: AdamW's second moment is a guess in its first steps.
 WARM_UP = 0.05
@@ -42,10 +45,18 @@ class PretrainSettings:
         mixed_precision: bfloat16 autocast; only on `cuda`.
         mode: `local`: the network's own blocks. `bp`: the network as one block with the last loss, which is
             back-propagation. `bp-deepsup`: as one block with all the local losses summed.
+        layers: With mode `local`: how many layers learn as one, `1-layer` or `2-layer`.
+        losses: Of a block of two layers: `last`, or `all` for both layers' losses.
+        micro_batch: Rows that go through a block at once; gradients are summed over a batch. What compares rows
+            (`edgeff.relation`) compares those of a micro-batch. 0 for the whole batch.
         augment: `none`; `shift` or `shift-flip` for images; `signal` for inertial and other signals.
         gradient_clip: Largest norm of a block's gradient; 0 for no limit.
         label_smoothing: Given to every block's cross-entropy; None leaves the blocks' own.
-        choose_fusion: Choose on validation data which readouts make the prediction; otherwise the network's own.
+        fusion: How the readouts make one prediction: `range`, the consecutive ones that do best on validation data;
+            `sum`, all alike; `loss`, by the inverse of their validation loss; `readout`, weights trained on validation
+            data.
+        keep: The weights of the `best` epoch on validation data, or of the `last`: a few dozen validation rows tell
+            epochs apart no better than chance.
         replay_rows: Training rows that are kept in the run folder, to be used on the device against forgetting.
         threads: Of torch on the CPU; None leaves them.
     """
@@ -61,25 +72,33 @@ class PretrainSettings:
     device: Device = "cpu"
     mixed_precision: bool = False
     mode: Mode = "local"
+    layers: LayersPerBlock = "1-layer"
+    losses: Losses = "last"
+    micro_batch: int = 0
     augment: Augment = "none"
     gradient_clip: float = 0.0
     label_smoothing: float | None = None
-    choose_fusion: bool = True
+    fusion: FusionName = "range"
+    keep: Keep = "best"
     replay_rows: int = 256
     threads: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             _need(getattr(self, name) in choices, name, " or ".join(f"`{one}`" for one in choices), getattr(self, name))
+        for name in ("epochs", "batch_size", "micro_batch", "replay_rows", "seed"):
+            _need(type(getattr(self, name)) is int, name, "a whole number", getattr(self, name))
         for name in ("epochs", "batch_size"):
             _need(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("weight_decay", "gradient_clip", "replay_rows", "seed"):
+        for name in ("weight_decay", "gradient_clip", "replay_rows", "seed", "micro_batch"):
             _need(0 <= getattr(self, name) < math.inf, name, "at least 0", getattr(self, name))
         _need(0.0 < self.learning_rate < math.inf, "learning_rate", "above 0", self.learning_rate)
         _need(0.0 <= self.momentum < 1.0, "momentum", "in [0, 1)", self.momentum)
         _need(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
         if self.label_smoothing is not None:
             CrossEntropyObjective(self.label_smoothing)
+        if self.mode != "local" and self.layers != "1-layer":
+            raise ModelError(f"mode `{self.mode}` trains all layers as one block, not blocks of `{self.layers}`")
         if self.mixed_precision and self.device != "cuda":
             raise ModelError("mixed precision needs device `cuda`", hint="leave it out on a CPU")
 
@@ -106,7 +125,8 @@ class PretrainSettings:
 
     def prepare(self, network: LocalNetwork) -> LocalNetwork:
         """A copy of the network as the settings want it trained: regrouped by `mode`, with their label smoothing."""
-        prepared = network.regroup(*_REGROUPED[self.mode]) if self.mode in _REGROUPED else copy.deepcopy(network)
+        regroup = _REGROUPED.get(self.mode) or ((self.layers, self.losses) if self.layers != "1-layer" else None)
+        prepared = network.regroup(*regroup) if regroup else copy.deepcopy(network)
         prepared.source = network.source
         if self.label_smoothing is not None:
             for block in prepared.sequence:
@@ -137,6 +157,10 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": get_args(Schedule),
     "device": get_args(Device),
     "mode": get_args(Mode),
+    "layers": get_args(LayersPerBlock),
+    "losses": get_args(Losses),
+    "fusion": get_args(FusionName),
+    "keep": get_args(Keep),
     "augment": get_args(Augment),
 }
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from edgeff.preprocess import Preprocessing
 
 FORMAT = "edgeff-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECIPE, BEST, REPLAY, CHECKPOINT, FACTORY = (
     "recipe.json",
     "best.safetensors",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgeff.export.arena import ROWS, UPDATED_NUMBERS, arena_line
-from edgeff.export.check import Check, check_block
+from edgeff.export.check import Check, check_block, compares_rows
 from edgeff.export.cost import traffic_of, work_of
 from edgeff.export.graphs import BlockGraphs, compile_block
 from edgeff.export.memory import transient
@@ -19,6 +19,10 @@ from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, OptimizerSpec, Tens
 from edgeff.onnx_limits import MAX_GRAPH_BYTES
 from edgeff.optimizer import slots
 from edgeff.providers import CPU
+
+# Where rows are compared with one another: enough of them that most have another of their class beside them, few enough
+# for a small device.
+ROWS_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def compile_checked(
     last: bool,
     dropout: bool,
     target: str = CPU,
+    rows_together: int = ROWS_TOGETHER,
 ) -> CompiledBlock:
     """Compile a block, compare it with torch, and describe it.
 
@@ -58,6 +63,7 @@ def compile_checked(
         last: Nothing follows it.
         dropout: Keep dropout on in training graphs.
         target: Whose forms the graphs are in.
+        rows_together: Rows that a block with a relation compares with one another.
 
     Raises:
         ExportError: It cannot be lowered, or does not pass its checks.
@@ -66,7 +72,16 @@ def compile_checked(
         block, optimizer_spec=optimizer, input_dtype=input_dtype, last=last, dropout=dropout, target=target
     )
     paths: dict[GraphKind, str] = {kind: f"blocks/{block.name}.{kind}.onnx" for kind in graphs.models}
-    return described(block, graphs, paths, optimizer=optimizer, input_dtype=input_dtype, classes=classes, last=last)
+    return described(
+        block,
+        graphs,
+        paths,
+        optimizer=optimizer,
+        input_dtype=input_dtype,
+        classes=classes,
+        last=last,
+        rows_together=rows_together,
+    )
 
 
 def described(
@@ -78,6 +93,7 @@ def described(
     input_dtype: str,
     classes: int,
     last: bool,
+    rows_together: int = ROWS_TOGETHER,
 ) -> CompiledBlock:
     """Compare graphs with torch and describe them.
 
@@ -89,6 +105,7 @@ def described(
         input_dtype: Of the block's input rows.
         classes: How many labels there are.
         last: Nothing follows it.
+        rows_together: Rows that a block with a relation compares with one another.
 
     Raises:
         ExportError: They do not pass their checks, or would not open on a device.
@@ -105,6 +122,7 @@ def described(
         slots=slots(optimizer),
         graphs={kind: graph_spec(kind, model, paths[kind]) for kind, model in graphs.models.items()},
         objective=block.describe(),  # type: ignore[operator]
+        rows_together=rows_together if compares_rows(block) else 1,
     )
     return CompiledBlock(spec, graphs, check, files)
 

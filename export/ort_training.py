@@ -121,7 +121,7 @@ def training_artifacts(
             raise ExportError(
                 f"block `{name}`: its onnxruntime-training artifacts differ from torch by {error:.1e}, "
                 f"allowed {TOLERANCE:.0e}",
-                hint=PLAIN_HINT,
+                hint=f"it does not stop gradients where a rule does (`probe`, temperature `clarity`); {PLAIN_HINT}",
             )
         files = {f"{TRAINING_FOLDER}{name}/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
     return TrainedBlock(_exchanged(compiled.spec, _described(training, trials), name), files, error)

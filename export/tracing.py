@@ -68,9 +68,9 @@ def gradients_function(block: nn.Module) -> Callable[..., dict[str, Any]]:
         row_weight: torch.Tensor,
     ) -> dict[str, Any]:
         def local_loss(trained: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-            handover, scores = torch.func.functional_call(block, {**trained, **buffers}, (x,))
-            loss = block.loss(scores, y, row_weight)  # type: ignore[operator]
-            return loss, (handover, block.log_probabilities(scores))  # type: ignore[operator]
+            handover, readings = torch.func.functional_call(block, {**trained, **buffers}, (x,))
+            loss = block.loss(readings, y, row_weight)  # type: ignore[operator]
+            return loss, (handover, block.log_probabilities(readings))  # type: ignore[operator]
 
         found, (loss, (handover, log_probabilities)) = torch.func.grad_and_value(local_loss, has_aux=True)(
             dict(parameters)

@@ -16,7 +16,7 @@ from edgeff.artifact import write_artifact
 from edgeff.engines import ONNXRUNTIME, ORT_TRAINING
 from edgeff.errors import ExportError
 from edgeff.export.baselines import baseline_files, check_results
-from edgeff.export.compiled import CompiledBlock, compile_checked
+from edgeff.export.compiled import ROWS_TOGETHER, CompiledBlock, compile_checked
 from edgeff.export.inference import inference_model
 from edgeff.export.openable import check_openable
 from edgeff.export.ort_files import training_files
@@ -47,6 +47,8 @@ class ExportSettings:
         dropout: Keep dropout on in training graphs, drawn from a seed input.
         baselines: Let back-propagation through the whole network travel along, to be compared with.
         engine: `ort-training` lets training artifacts for onnxruntime-training travel along, beside the plain graphs.
+        rows_together: Rows of a batch that a block with a relation (`edgeff.relation`) compares with one another on the
+            device; other blocks are not concerned.
         target: Execution provider in whose forms the graphs are written (`edgeff.export.targets`).
         metadata: Facts that no reader needs.
     """
@@ -56,6 +58,7 @@ class ExportSettings:
     dropout: bool = False
     baselines: bool = False
     engine: str = ONNXRUNTIME
+    rows_together: int = ROWS_TOGETHER
     target: str = CPU
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -88,6 +91,8 @@ def export_network(
     settings = settings or ExportSettings()
     if settings.target not in TARGETS:
         raise ExportError(f"unknown target `{settings.target}`", hint=f"known: {', '.join(TARGETS)}")
+    if settings.rows_together < 2:
+        raise ExportError(f"{settings.rows_together} rows cannot be compared with one another, needed 2 or more")
     if preprocessing.features.shape != tuple(network.input_shape):
         raise ExportError(
             f"preprocessing gives rows of {preprocessing.features.shape}, needed {tuple(network.input_shape)}"
@@ -194,6 +199,7 @@ def _compile(
         last=last,
         dropout=settings.dropout,
         target=settings.target,
+        rows_together=settings.rows_together,
     )
 
 

@@ -99,13 +99,24 @@ class MixedOrder:
         return chosen
 
 
-def even_parts(index: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
+def even_parts(index: NDArray[np.int64], most: int, together: int = 1) -> list[NDArray[np.int64]]:
     """Consecutive parts of at most `most`, as equal as can be.
+
+    Args:
+        index: To be cut.
+        most: Rows of a part; a multiple of `together`, unless `index` is one part.
+        together: Every part but the last is a multiple of so many.
 
     >>> [len(part) for part in even_parts(np.arange(10), 4)]
     [4, 3, 3]
+    >>> [len(part) for part in even_parts(np.arange(21), 12, together=4)]
+    [12, 9]
     """
-    return np.array_split(index, -(-len(index) // most))
+    count = -(-len(index) // most)
+    if together == 1:
+        return np.array_split(index, count)
+    size = -(-len(index) // (count * together)) * together
+    return np.split(index, range(size, len(index), size))
 
 
 def _shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -69,9 +69,8 @@ def micro_batches(batch_size: int) -> Iterator[int]:
 
 def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
     """Everything that could be done, from which the best is chosen."""
-    sizes = [request.micro_batch] if request.micro_batch else micro_batches(request.batch_size)
-    for rows, one in product(sizes, with_and_without_arena(request)):
-        for whole in _wholes(request, rows):
+    for rows, one in product(_passing_sizes(manifest, request), with_and_without_arena(request)):
+        for whole in _wholes(manifest, request, rows):
             if schedule == "sweep":
                 yield _sweep(manifest, one, rows, whole)
             else:
@@ -79,14 +78,52 @@ def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator
                     yield _stage(manifest, one, rows, whole, features)
 
 
+def rows_together(manifest: Manifest, trained: Collection[str] | None) -> int:
+    """The most rows that a trained block compares with one another; 1 where none does."""
+    return max((one.rows_together for one in manifest.blocks if trained is None or one.name in trained), default=1)
+
+
+def _passing_sizes(manifest: Manifest, request: Request) -> Iterable[int]:
+    """Rows that may go from block to block at once: where rows are compared, whole groups of them.
+
+    Raises:
+        BudgetError: Another micro-batch is asked for.
+    """
+    together = min(rows_together(manifest, request.trained), request.batch_size)
+    fixed = request.micro_batch
+    if together == 1:
+        return [fixed] if fixed else micro_batches(request.batch_size)
+    whole_batch = fixed == request.batch_size and not request.uniform
+    if fixed and not whole_batch and (fixed != together if request.uniform else fixed % together):
+        raise BudgetError(
+            f"a micro-batch of {fixed} rows cuts groups of {together} that are compared with one another",
+            hint=f"give it `--micro-batch {together}`"
+            + ("" if request.uniform else " or a multiple")
+            + ", or export with another `--rows-together`",
+        )
+    if request.updates == "fused" and together < request.batch_size:
+        raise BudgetError(
+            f"fused updates need the whole batch of {request.batch_size} rows at once, and {together} are compared "
+            "with one another",
+            hint=f"give it `--batch-size {together}`",
+        )
+    if request.uniform:
+        return [together]
+    if fixed:
+        return [fixed]
+    groups = micro_batches(request.batch_size // together)
+    return dict.fromkeys((request.batch_size, *(together * count for count in groups)))
+
+
 def _schedules(request: Request) -> Sequence[Schedule]:
     """Those that are tried, the preferred one first."""
     return (request.schedule,) if request.schedule else ("sweep", "stage")
 
 
-def _wholes(request: Request, rows: int) -> Sequence[bool]:
+def _wholes(manifest: Manifest, request: Request, rows: int) -> Sequence[bool]:
     """Whether the batch may run at once with its update in the same graph."""
-    possible = (True, False) if rows == request.batch_size else (False,)
+    together = rows_together(manifest, request.trained)
+    possible = (True, False) if rows == request.batch_size and (together == 1 or rows <= together) else (False,)
     return possible if request.updates is None else [one for one in possible if one == (request.updates == "fused")]
 
 
@@ -280,6 +317,8 @@ def _micro_batch(
     block: BlockSpec, graphs: Sequence[GraphKind], rows: int, left: int | None, whole: bool, request: Request
 ) -> int:
     """The fastest part of `rows` whose run fits into what is left; the smallest where none does."""
+    if block.rows_together > 1 and _is_trained(block, request):
+        return min(block.rows_together, rows)
     if whole or request.micro_batch or request.uniform:
         return rows
     cap = request.block_budgets.get(block.name)

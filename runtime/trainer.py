@@ -28,6 +28,7 @@ from edgeff.runtime.meter import MemoryReading, Meter
 from edgeff.runtime.network import Chain, Graphs, Network, Part
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
 from edgeff.runtime.ort_training import BlockUpdate, OrtTraining, TrainingGraphs
+from edgeff.runtime.plan import rows_together
 from edgeff.runtime.plan_parts import BlockPlan, Plan
 from edgeff.runtime.stops import Interrupted, Stop, never
 
@@ -283,6 +284,7 @@ class _Update:
         parts: list[BlockPlan] = [part for part in plan.blocks if part.graphs] if only is None else [plan.blocks[only]]
         numbered = list(enumerate(parts, first))
         self._trained = [block for block, part in numbered if part.trained]
+        self._together = rows_together(manifest, [manifest.blocks[block].name for block in self._trained])
         self._takes_seed = {
             block for block, part in numbered if "seed" in manifest.blocks[block].graphs[part.graphs[0]].inputs
         }
@@ -314,7 +316,7 @@ class _Update:
         self._set_rate(rate, step)
         loss = dict.fromkeys(self._trained, 0.0)
         row = 0
-        for part in even_parts(index, self._buffers.rows):
+        for part in even_parts(index, self._buffers.rows, self._together):
             if row and self._stop():
                 self._network.forget_gradients()
                 raise Interrupted

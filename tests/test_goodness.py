@@ -1,28 +1,17 @@
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from edgeff.errors import ModelError
-from edgeff.fusion import LogProbabilitySum, choose_fusion
-from edgeff.goodness import (
-    CrossEntropyObjective,
-    FixedProjection,
-    FixedTemperature,
-    LayerNormHandover,
-    LearnedProjection,
-    LearnedTemperature,
-    NoHandoverNorm,
-    PooledGoodness,
-    describe_part,
-    largest_divisor,
-)
+from edgeff.goodness import ChannelGroups, PooledGoodness, largest_divisor
+from edgeff.objective import CrossEntropyObjective
+from edgeff.temperature import LearnedTemperature
 
 
 @given(length=st.integers(1, 64), limit=st.integers(1, 16))
@@ -31,6 +20,9 @@ def test_the_largest_divisor_divides_and_no_larger_one_within_the_limit_does(len
     assert length % found == 0
     assert found <= limit
     assert all(length % other for other in range(found + 1, min(limit, length) + 1))
+
+
+# --- pooled -----------------------------------------------------------------------------------------------------------
 
 
 # No deadline: the first call of a torch operator takes long.
@@ -42,7 +34,7 @@ def test_the_largest_divisor_divides_and_no_larger_one_within_the_limit_does(len
 )
 def test_pooled_goodness_keeps_the_mean_of_every_channel(shape: tuple[int, ...], cells: int, power: int) -> None:
     a = torch.randn(3, *shape, dtype=torch.float64)
-    goodness = PooledGoodness(cells=cells, power=power)
+    goodness = PooledGoodness(cells=cells, power=power)  # type: ignore[arg-type]
     pooled = goodness(a)
     assert pooled.shape == (3, shape[0] * math.prod(goodness.grid(shape)))
     # Cells are of equal size and cover the map, so the mean of a channel's cells is the mean of the channel.
@@ -87,82 +79,81 @@ def test_pooled_goodness_refuses_rows_it_cannot_pool(
     ("make", "message"),
     [
         (lambda: PooledGoodness(cells=0), "cells of at least 1, got `0`"),
+        (lambda: PooledGoodness(cells=(2, 0)), r"cells of at least 1, got `\(2, 0\)`"),
         (lambda: PooledGoodness(power=3), "power 1 or 2, got `3`"),  # type: ignore[arg-type]
         (lambda: PooledGoodness(layout="rows"), "layout `channels` or `tokens`, got `rows`"),  # type: ignore[arg-type]
-        (lambda: FixedProjection(law="cauchy"), "law `orthonormal` or `normal`, got `cauchy`"),  # type: ignore[arg-type]
-        (lambda: LearnedTemperature(2.0, 1.0), "0 < minimum < maximum, got 2.0 and 1.0"),
-        (lambda: FixedTemperature(0.0), "a positive value, got 0.0"),
-        (lambda: CrossEntropyObjective(1.0), r"label smoothing must be in \[0, 1\), got 1.0"),
+        (lambda: ChannelGroups(3, power=0), "ChannelGroups needs power 1 or 2, got `0`"),  # type: ignore[arg-type]
     ],
 )
-def test_parts_refuse_settings_that_make_no_sense(make: object, message: str) -> None:
+def test_goodness_refuses_settings_that_make_no_sense(make: object, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make()  # type: ignore[operator]
 
 
-def test_a_fixed_projection_is_a_buffer_with_orthonormal_columns_that_its_seed_decides() -> None:
-    first, again, other = (FixedProjection(seed) for seed in (1, 1, 2))
-    for projection in (first, again, other):
-        projection.build(12, 5)
-    torch.testing.assert_close(first.matrix.T @ first.matrix, torch.eye(5))
-    assert torch.equal(first.matrix, again.matrix)
-    assert not torch.equal(first.matrix, other.matrix)
-    assert list(first.parameters()) == []
-    assert list(first.state_dict()) == ["matrix"]
+# --- groups of channels -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "law"), [(4, "orthonormal"), (4000, "normal")])
-def test_a_normal_projection_has_variance_one_over_its_length(size: int, law: str) -> None:
-    projection = FixedProjection(0, law=law)  # type: ignore[arg-type]
-    projection.build(size, 10)
-    assert projection.matrix.shape == (size, 10)
-    assert float(projection.matrix.std()) == pytest.approx(size**-0.5, rel=0.35 if size == 4 else 0.02)
+def naive_groups(a: Tensor, classes: int, power: int) -> list[list[float]]:
+    """Class k has the channels from `k C / K` rounded down, up to those of the next class."""
+    channels = a.shape[1]
+    scores = []
+    for row in a.tolist():
+        found = []
+        for label in range(classes):
+            own = [c for c in range(channels) if c * classes // channels == label]
+            numbers = [value**power for c in own for value in torch.tensor(row[c]).flatten().tolist()]
+            found.append(math.fsum(numbers) / len(numbers))
+        scores.append(found)
+    return scores
 
 
-def test_drawing_a_projection_leaves_the_generator_of_torch_alone() -> None:
-    before = torch.get_rng_state()
-    FixedProjection(3).build(8, 4)
-    assert torch.equal(before, torch.get_rng_state())
+@settings(deadline=None)
+@given(
+    classes=st.integers(1, 6),
+    more=st.integers(0, 7),
+    places=st.lists(st.integers(1, 3), max_size=2),
+    power=st.sampled_from([1, 2]),
+)
+def test_a_class_has_the_mean_of_its_own_group_of_channels(
+    classes: int, more: int, places: list[int], power: int
+) -> None:
+    a = torch.randn(3, classes + more, *places, dtype=torch.float32).double()
+    found = ChannelGroups(classes, power=power)(a)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.tensor(naive_groups(a, classes, power), dtype=torch.float64))
 
 
-def test_a_learned_projection_is_a_linear_map() -> None:
-    projection = LearnedProjection()
-    projection.build(6, 3)
-    goodness = torch.randn(2, 6)
-    expected = goodness @ projection.linear.weight.T + projection.linear.bias
-    torch.testing.assert_close(projection(goodness), expected)
-    without = LearnedProjection(bias=False)
-    without.build(6, 3)
-    assert [name for name, _ in without.named_parameters()] == ["linear.weight"]
+@given(classes=st.integers(1, 12), more=st.integers(0, 40))
+def test_groups_of_channels_are_consecutive_and_as_even_as_can_be(classes: int, more: int) -> None:
+    # One channel at a time: the class that it counts for, and one over the size of its group.
+    channels = classes + more
+    found = ChannelGroups(classes)(torch.eye(channels, dtype=torch.float64))
+    group = found.argmax(dim=1).tolist()
+    assert group == sorted(group)
+    sizes = [group.count(label) for label in range(classes)]
+    assert max(sizes) - min(sizes) <= 1
+    assert [(row > 0).sum().item() for row in found] == [1] * channels
+    assert found.max(dim=1).values.tolist() == pytest.approx([1 / sizes[label] for label in group])
 
 
-def test_a_learned_temperature_starts_at_the_middle_and_stays_within_its_bounds() -> None:
-    temperature = LearnedTemperature(0.5, 1.5)
-    assert temperature.value().item() == pytest.approx(1.0)
-    for alpha, bound in ((60.0, 1.5), (-60.0, 0.5)):
-        with torch.no_grad():
-            temperature.alpha.fill_(alpha)
-        assert temperature.value().item() == pytest.approx(bound)
+def test_groups_of_channels_have_gradients_that_finite_differences_give() -> None:
+    a = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    for power in (1, 2):
+        assert torch.autograd.gradcheck(ChannelGroups(3, power=power), (a,))  # type: ignore[arg-type]
 
 
-def test_a_fixed_temperature_divides() -> None:
-    scores = torch.randn(2, 3)
-    assert FixedTemperature(1.0)(scores) is scores
-    torch.testing.assert_close(FixedTemperature(2.0)(scores), scores / 2)
+def test_groups_of_channels_need_a_channel_for_every_class() -> None:
+    with pytest.raises(ModelError, match="needs a channel for each of 4 classes, the activation has 3") as caught:
+        ChannelGroups(4)(torch.zeros(2, 3, 5))
+    assert "widen the block" in caught.value.hint
+    assert ChannelGroups(4)(torch.ones(2, 4, 5)).tolist() == [[1.0] * 4] * 2
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_objective_equals_torchs_cross_entropy(smoothing: float) -> None:
-    scores, y, weight = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 2]), torch.rand(5)
-    expected = nn.functional.cross_entropy(scores, y, reduction="none", label_smoothing=smoothing) @ weight.double()
-    torch.testing.assert_close(CrossEntropyObjective(smoothing)(scores, y, weight), expected)
+# --- credit -----------------------------------------------------------------------------------------------------------
 
 
-def _goodness_loss(
-    goodness: torch.Tensor, matrix: torch.Tensor, temperature: LearnedTemperature, y: torch.Tensor
-) -> torch.Tensor:
+def _goodness_loss(goodness: Tensor, matrix: Tensor, temperature: LearnedTemperature, y: Tensor) -> Tensor:
     weight = torch.full((len(y),), 1.0 / len(y), dtype=torch.float64)
-    return CrossEntropyObjective()(temperature(goodness @ matrix), y, weight)
+    return CrossEntropyObjective()(temperature(goodness @ matrix, goodness), y, weight)
 
 
 def test_credit_equals_its_closed_form_and_finite_differences() -> None:
@@ -202,76 +193,3 @@ def test_credit_equals_its_closed_form_and_finite_differences() -> None:
             temperature.alpha.fill_(alpha + sign * small)
             found.append(_goodness_loss(goodness, matrix, temperature, y))
         assert float((found[0] - found[1]) / (2 * small)) == pytest.approx(float(slope), abs=1e-9)
-
-
-def test_the_layer_norm_hand_over_gives_each_row_mean_0_and_variance_1() -> None:
-    a = torch.randn(3, 4, 5, 5) * torch.tensor([1.0, 10.0, 100.0])[:, None, None, None] + 7.0
-    rows = LayerNormHandover()(a).flatten(1)
-    torch.testing.assert_close(rows.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(rows.var(dim=1, unbiased=False), torch.ones(3), atol=1e-4, rtol=0)
-    assert NoHandoverNorm()(a) is a
-
-
-def test_fusion_sums_weighted_log_probabilities() -> None:
-    one, two, three = (torch.randn(2, 3) for _ in range(3))
-    torch.testing.assert_close(LogProbabilitySum().fuse([one, two, three]), one + two + three)
-    torch.testing.assert_close(LogProbabilitySum((0.0, 1.0, 0.5)).fuse([one, two, three]), two + 0.5 * three)
-    torch.testing.assert_close(LogProbabilitySum(first_block=2).fuse([one, two, three]), three)
-    assert LogProbabilitySum(first_block=2).for_count(1) == (1.0,)
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ((1.0,), "fusion has 1 weights, the network has 2 readouts"),
-        ((0.0, 0.0), "one above"),
-        ((2.0, -1.0), "weights of at least 0"),
-    ],
-)
-def test_fusion_refuses_weights_that_make_no_prediction(weights: tuple[float, ...], message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        LogProbabilitySum(weights).for_count(2)
-
-
-def _sure_of(labels: list[int], strength: float) -> torch.Tensor:
-    return torch.log_softmax(strength * nn.functional.one_hot(torch.tensor(labels), 3).float(), dim=1)
-
-
-def test_the_chosen_fusion_is_the_range_that_is_right_most_often() -> None:
-    y = torch.tensor([0, 1, 2, 0])
-    wrong, right = _sure_of([1, 2, 0, 1], 9.0), _sure_of(y.tolist(), 1.0)
-    assert choose_fusion([wrong, right, right, wrong], y).weights == (0.0, 1.0, 1.0, 0.0)
-
-
-def test_of_equally_good_ranges_the_longest_is_chosen_and_then_the_last() -> None:
-    y = torch.tensor([0, 1, 2])
-    right, wrong = _sure_of([0, 1, 2], 1.0), _sure_of([1, 2, 0], 9.0)
-    assert choose_fusion([right, right], y).weights == (1.0, 1.0)
-    assert choose_fusion([right, wrong, right], y).weights == (0.0, 0.0, 1.0)
-    assert choose_fusion([right, right, wrong, right], y).weights == (1.0, 1.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        PooledGoodness(cells=(2, 3)),
-        LearnedProjection(),
-        FixedProjection(4),
-        LearnedTemperature(),
-        FixedTemperature(2.0),
-        CrossEntropyObjective(0.1),
-        LayerNormHandover(),
-        NoHandoverNorm(),
-        LogProbabilitySum((1.0, 0.0)),
-    ],
-)
-def test_every_part_says_its_name_and_settings_as_json(part: object) -> None:
-    described = describe_part(part)
-    assert described["part"] == type(part).__name__
-    json.dumps(described, allow_nan=False)
-
-
-def test_a_foreign_part_is_described_by_its_class_and_text() -> None:
-    described = describe_part(nn.Sequential(nn.Linear(2, 3)))
-    assert described["part"] == "Sequential"
-    assert "Linear(in_features=2, out_features=3" in described["text"]

@@ -13,6 +13,7 @@ from edgeff.learner import Learner, assess, evaluate, learn_batch, torch_optimiz
 from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.optimizer import optimizer, rates, slots
 from edgeff.pretrain_settings import PretrainSettings
+from edgeff.relation import SimilarityMatching, SupervisedContrast
 
 
 def _network() -> LocalNetwork:
@@ -44,14 +45,79 @@ def test_local_gradients_are_those_of_each_blocks_own_loss_alone() -> None:
 
     a = x
     for learner, block in zip(learners, reference.sequence, strict=True):
-        handover, scores = block(a)
-        loss = nn.functional.cross_entropy(scores[0], y)
+        handover, readings = block(a)
+        loss = nn.functional.cross_entropy(readings[0].scores, y)
         gradients = torch.autograd.grad(loss, list(block.parameters()))
         torch.testing.assert_close(losses[block.name], loss.detach())
         for moved, before, gradient in zip(learner.parameters, block.parameters(), gradients, strict=True):
             torch.testing.assert_close(moved.detach(), before.detach() - 0.1 * gradient)
         # The next block saw the hand-over of the weights before the update.
         a = handover.detach()
+
+
+PLAIN = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 100])
+@pytest.mark.parametrize("settings", [PLAIN, {"optimizer": "adamw"}, {**PLAIN, "gradient_clip": 1e-2}])
+def test_micro_batches_give_the_update_of_the_whole_batch_where_no_rows_are_compared(
+    size: int, settings: Mapping[str, Any]
+) -> None:
+    whole, parts = _network().double(), _network().double()
+    x, y = _batch()
+    x = x.double()
+    weight = torch.rand(7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for one, other in zip(_learners(whole, **settings), _learners(parts, **settings, micro_batch=size), strict=True):
+        expected, loss = one.learn(x, y, weight, step=1)
+        handover, found = other.learn(x, y, weight, step=1)
+        torch.testing.assert_close(handover, expected)
+        torch.testing.assert_close(found, loss)
+        assert not handover.requires_grad
+        assert not found.requires_grad
+        x = expected
+    for key, tensor in whole.tensors().items():
+        torch.testing.assert_close(parts.tensors()[key], tensor)
+    assert not torch.equal(
+        whole.tensors()["block1.transform.0.weight"], _network().double().tensors()["block1.transform.0.weight"]
+    )
+
+
+def _related() -> LocalNetwork:
+    torch.manual_seed(0)
+    blocks = [
+        LocalBlock(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), relation=SimilarityMatching(2.0)),
+        LocalBlock(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), relation=SupervisedContrast(2.0, size=4), probe=True),
+    ]
+    return LocalNetwork(blocks, input_shape=(6,), classes=3)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_rows_are_compared_within_a_micro_batch(size: int) -> None:
+    network, reference, whole = _related(), _related(), _related()
+    x, y = _batch()
+    losses = learn_batch(_learners(network, **PLAIN, micro_batch=size), x, y, step=1)
+    learn_batch(_learners(whole, **PLAIN), x, y, step=1)
+    weight = torch.full((len(y),), 1.0 / len(y))
+    for block in reference.sequence:
+        handover, _ = block(x)
+        loss = torch.zeros(())
+        for start in range(0, len(y), size):
+            own = slice(start, min(start + size, len(y)))
+            _, readings = block(x[own])
+            loss = loss + block.loss(readings, y[own], weight[own])
+        gradients = torch.autograd.grad(loss, list(block.parameters()))
+        torch.testing.assert_close(losses[block.name], loss.detach())
+        x = handover.detach()
+        with torch.no_grad():
+            for parameter, gradient in zip(block.parameters(), gradients, strict=True):
+                parameter.sub_(0.1 * gradient)
+    apart = {}
+    for key, tensor in reference.tensors().items():
+        torch.testing.assert_close(network.tensors()[key], tensor, atol=1e-6, rtol=1e-5)
+        apart[key] = float((whole.tensors()[key] - tensor).abs().max())
+    # The whole batch, compared as one, teaches something else.
+    assert apart["block1.transform.0.weight"] > 1e-3
+    assert apart["block2.transform.0.weight"] > 1e-3
 
 
 class _Alive:
@@ -86,11 +152,12 @@ class _Box:
         self.tensor = tensor
 
 
+@pytest.mark.parametrize("micro_batch", [0, 3])
 @pytest.mark.parametrize("layers", ["1-layer", "2-layer"])
-def test_only_one_blocks_graph_is_alive_at_a_time(layers: Any) -> None:
+def test_only_one_blocks_graph_is_alive_at_a_time(layers: Any, micro_batch: int) -> None:
     network = _network().regroup(layers)
     alive = _Alive(network)
-    learners = _learners(network)
+    learners = _learners(network, micro_batch=micro_batch)
     x, y = _batch()
     with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda box: box.tensor):
         learn_batch(learners, x, y, step=1)
@@ -111,7 +178,7 @@ def test_the_count_of_living_graphs_would_notice_summed_losses() -> None:
     weight = torch.full((len(y),), 1.0 / len(y))
     with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda box: box.tensor):
         outputs = network.block_outputs(x)
-        total = sum(block.loss(o.scores, y, weight) for block, o in zip(network.sequence, outputs, strict=True))
+        total = sum(block.loss(o.readings, y, weight) for block, o in zip(network.sequence, outputs, strict=True))
     assert alive.alive() == {"block1", "block2", "block3"}
     del total
 
@@ -219,7 +286,7 @@ def test_an_evaluation_has_fused_and_single_accuracies() -> None:
 def test_choosing_the_fusion_sets_the_network_to_it() -> None:
     network = _network()
     batches = [_batch(5), _batch(9)]
-    found = evaluate(network, batches, choose=True)
+    found = evaluate(network, batches, choose="range")
     assert network.readout_weights == found.readout_weights
     assert found.rows == 14
     fixed = evaluate(network, batches)

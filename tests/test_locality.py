@@ -45,8 +45,8 @@ def row_weight(y: Tensor) -> Tensor:
 def summed_without_detaching(learning: LocalNetwork, x: Tensor, y: Tensor) -> None:
     total = torch.zeros(())
     for block in learning.sequence:
-        x, scores = block(x)
-        total = total + block.loss(scores, y, row_weight(y))
+        x, readings = block(x)
+        total = total + block.loss(readings, y, row_weight(y))
     step(learning, total)
 
 
@@ -54,23 +54,23 @@ def summed_and_detached(learning: LocalNetwork, x: Tensor, y: Tensor) -> None:
     """Learns as local learning does, and holds every block's graph until the end."""
     total = torch.zeros(())
     for block in learning.sequence:
-        handover, scores = block(x)
-        total, x = total + block.loss(scores, y, row_weight(y)), handover.detach()
+        handover, readings = block(x)
+        total, x = total + block.loss(readings, y, row_weight(y)), handover.detach()
     step(learning, total)
 
 
 def hybrid_readout(learning: LocalNetwork, x: Tensor, y: Tensor) -> None:
     """A last readout over what all blocks hand over, whose gradient reaches them."""
     for block in learning.sequence:
-        x, scores = block(x)
-    step(learning, block.loss(scores, y, row_weight(y)))
+        x, readings = block(x)
+    step(learning, block.loss(readings, y, row_weight(y)))
 
 
 def losses_kept(learning: LocalNetwork, x: Tensor, y: Tensor) -> list[Tensor]:
     """Local, but what it returns holds a graph."""
     local_update(learning, x, y)
-    _, scores = learning.sequence[0](x)
-    return [learning.sequence[0].loss(scores, y, row_weight(y))]
+    _, readings = learning.sequence[0](x)
+    return [learning.sequence[0].loss(readings, y, row_weight(y))]
 
 
 def last_one_moves_the_first(learning: LocalNetwork, x: Tensor, y: Tensor) -> None:

@@ -40,7 +40,7 @@ from edgeff.manifest_rules import referenced_files, weight_specs
 from edgeff.optimizer import OPTIMIZERS, optimizer_spec, rates, slots
 
 TESTS = Path(__file__).parent
-GOLDEN = TESTS / "golden" / "manifest-v1.json"
+GOLDEN = TESTS / "golden" / "manifest-v2.json"
 SPECIFICATION = TESTS.parent / "docs" / "artifact-format.md"
 
 # --- a small consistent manifest -------------------------------------------------------------------------------------
@@ -100,6 +100,7 @@ def tiny_manifest():
                 "conv1", ("transform.weight", "transform.bias"), ("objective.projection",), adamw, last=False
             ),
             objective={"kind": "goodness", "statistics": ["mean", "deviation"], "temperature": 0.5},
+            rows_together=4,
         ),
         BlockSpec(
             name="head",
@@ -241,6 +242,7 @@ BROKEN = [
     ("M8", ("fusion", 0), False, "`fusion[0]` must be a number, 0 or more, got `false`"),
     ("M8", ("optimizer", "kind"), None, "`optimizer.kind` must be a string, got `null`"),
     ("M9", ("format",), "other", "`format` must be `edgeff-artifact`"),
+    ("M8", ("blocks", 0, "rows_together"), 0, "`blocks[0].rows_together` must be a whole number, 1 or more, got `0`"),
     ("M10", ("format_version",), 0, "`format_version` must be a whole number, 1 or more, got `0`"),
     ("M10", ("format_version",), "1", '`format_version` must be a whole number, 1 or more, got `"1"`'),
     ("M11", ("blocks", 0, "name"), "a b", f'`blocks[0].name` must be {NAME_NEEDED}, got `"a b"`'),
@@ -638,11 +640,11 @@ def test_m9_json_that_is_no_manifest_is_refused():
 
 
 def test_m10_a_newer_format_names_the_edgeff_that_wrote_it_and_says_to_upgrade():
-    root = document() | {"format_version": 2, "edgeff_version": "0.9.0", "unheard_of": 1}
+    root = document() | {"format_version": 3, "edgeff_version": "0.9.0", "unheard_of": 1}
     with pytest.raises(ArtifactError) as caught:
         from_json(json.dumps(root))
     assert str(caught.value) == (
-        f"artifact format 2 was written by edgeff 0.9.0, this edgeff {__version__} reads format 1"
+        f"artifact format 3 was written by edgeff 0.9.0, this edgeff {__version__} reads format 2"
     )
     assert caught.value.hint.startswith("upgrade edgeff here (`pip install --upgrade edgeff`)")
 
@@ -650,6 +652,16 @@ def test_m10_a_newer_format_names_the_edgeff_that_wrote_it_and_says_to_upgrade()
 def test_m10_a_newer_format_without_a_writer_is_refused_too():
     text = '{"format": "edgeff-artifact", "format_version": 7}'
     assert message_of(text).startswith("artifact format 7 was written by edgeff of unknown version")
+
+
+def test_m63_blocks_that_compare_rows_compare_the_same_number_of_them():
+    root = document()
+    root["blocks"][1]["rows_together"] = 6
+    assert (
+        message_of(json.dumps(root)) == "`rows_together` must be the same in all blocks that compare rows, got [4, 6]"
+    )
+    root["blocks"][1]["rows_together"] = 4
+    assert [block.rows_together for block in from_json(json.dumps(root)).blocks] == [4, 4]
 
 
 def test_m12_contained_paths_are_exactly_the_safe_ones():
@@ -714,7 +726,7 @@ def test_the_golden_manifest_is_still_read():
 
 def test_format_and_version_come_first_and_a_newline_last():
     text = to_json(tiny_manifest())
-    assert text.startswith('{\n  "format": "edgeff-artifact",\n  "format_version": 1,\n  "edgeff_version": ')
+    assert text.startswith('{\n  "format": "edgeff-artifact",\n  "format_version": 2,\n  "edgeff_version": ')
     assert text.endswith("}\n")
 
 
@@ -765,7 +777,7 @@ def manifests(draw):
     optimizer = optimizer_spec(kind, **{key: draw(st.floats(0, 0.999)) for key in OPTIMIZERS[kind].defaults})
     rows = [TensorSpec("x", draw(shapes), draw(st.sampled_from(["float32", "int64"])))]
     affine = {"kind": "affine", "offset": draw(st.integers(-9, 9)), "scale": draw(st.floats(0.1, 1.0))}
-    blocks = []
+    blocks, together = [], draw(st.integers(2, 99))
     for name in (chosen := draw(st.lists(names, min_size=1, max_size=3, unique=True))):
         tensors = draw(st.lists(names, max_size=4, unique=True))
         cut = draw(st.integers(0, len(tensors)))
@@ -784,6 +796,7 @@ def manifests(draw):
                 slots=slots(optimizer),
                 graphs=block_graphs(f"b{len(blocks)}", tensors[:cut], tensors[cut:], optimizer, last=last),
                 objective=draw(free_objects),
+                rows_together=draw(st.sampled_from([1, together])),
             )
         )
     return with_files(

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from edgeff.errors import ModelError
 from edgeff.fusion import LogProbabilitySum
-from edgeff.goodness import FixedProjection, NoHandoverNorm, PooledGoodness
+from edgeff.goodness import PooledGoodness
+from edgeff.handover import NoHandoverNorm
 from edgeff.model import Block, ChainedBlock, LocalBlock, LocalNetwork, Source
+from edgeff.projection import FixedProjection
 
 
 def _conv(incoming: int, outgoing: int) -> nn.Module:
@@ -47,12 +49,12 @@ def test_a_block_gives_hand_over_with_its_graph_and_scores_over_temperature() ->
     assert isinstance(block, LocalBlock)
     assert block.readout is not None
     x, _, _ = _step_inputs()
-    handover, scores = block(x)
+    handover, readings = block(x)
     activation = block.transform(x)
     assert handover.requires_grad
     expected = block.readout.projection(PooledGoodness()(activation)) / 1.05  # the middle of 0.1..2
-    torch.testing.assert_close(scores[0], expected)
-    torch.testing.assert_close(block.log_probabilities(scores), torch.log_softmax(expected, dim=1))
+    torch.testing.assert_close(readings[0].scores, expected)
+    torch.testing.assert_close(block.log_probabilities(readings), torch.log_softmax(expected, dim=1))
     torch.testing.assert_close(handover, nn.functional.layer_norm(activation, activation.shape[1:]))
 
 
@@ -60,7 +62,7 @@ def test_goodness_sees_the_activation_before_normalisation() -> None:
     block = LocalBlock(nn.Identity(), projection="fixed")
     block.build((6,), 3)
     x = torch.randn(2, 6)
-    (handover, (scores,)), (scaled_handover, (scaled_scores,)) = block(x), block(10 * x)
+    (handover, ((scores, _),)), (scaled_handover, ((scaled_scores, _),)) = block(x), block(10 * x)
     torch.testing.assert_close(scaled_scores, 10 * scores)
     torch.testing.assert_close(scaled_handover, handover, atol=1e-3, rtol=1e-3)
 
@@ -72,7 +74,7 @@ def test_no_gradient_crosses_a_block() -> None:
     assert not any(output.handover.requires_grad for output in outputs)
     for index, (block, output) in enumerate(zip(network.sequence, outputs, strict=True)):
         network.zero_grad(set_to_none=True)
-        block.loss(output.scores, y, weight).backward()
+        block.loss(output.readings, y, weight).backward()
         for other, candidate in enumerate(network.sequence):
             reached = [parameter.grad is not None for parameter in candidate.parameters()]
             assert all(reached) if other == index else not any(reached)
@@ -206,7 +208,7 @@ def test_parts_can_be_exchanged() -> None:
     )
     block.build((2, 8, 8), 3)
     x, _, _ = _step_inputs()
-    handover, (scores,) = block(x)
+    handover, ((scores, _),) = block(x)
     activation = block.transform(x)
     assert torch.equal(handover, activation)
     matrix = block.state_dict()["readout.projection.matrix"]
@@ -219,8 +221,8 @@ def test_the_whole_with_the_last_loss_is_back_propagation() -> None:
     whole = network.regroup("whole")
     x, y, weight = _step_inputs()
     (block,) = whole.sequence
-    handover, scores = block(x)
-    block.loss(scores, y, weight).backward()
+    handover, readings = block(x)
+    block.loss(readings, y, weight).backward()
 
     a = x
     first, second, third = (leaf for leaf in network.sequence if isinstance(leaf, LocalBlock))
@@ -243,14 +245,14 @@ def test_the_whole_with_all_losses_is_back_propagation_with_deep_supervision() -
     whole = network.regroup("whole", "all")
     x, y, weight = _step_inputs()
     (block,) = whole.sequence
-    _, scores = block(x)
-    assert len(scores) == 3
+    _, readings = block(x)
+    assert len(readings) == 3
     torch.testing.assert_close(
-        block.loss(scores, y, weight), sum(nn.functional.cross_entropy(one, y) for one in scores)
+        block.loss(readings, y, weight), sum(nn.functional.cross_entropy(one.scores, y) for one in readings)
     )
     # The forward pass is that of the local network: only where gradients stop differs.
     torch.testing.assert_close(whole(x), network(x))
-    block.loss(scores[2:] * 3, y, weight).backward()
+    block.loss(readings[2:] * 3, y, weight).backward()
     assert block.get_parameter("layers.0.transform.0.weight").grad is not None
 
 
@@ -259,7 +261,7 @@ def test_blocks_of_two_layers_learn_together_and_stop_gradients_between_them() -
     assert [block.name for block in network.sequence] == ["block1-block2", "block3"]
     x, y, weight = _step_inputs()
     outputs = network.block_outputs(x)
-    network.sequence[1].loss(outputs[1].scores, y, weight).backward()
+    network.sequence[1].loss(outputs[1].readings, y, weight).backward()
     assert all(parameter.grad is None for parameter in network.sequence[0].parameters())
     assert network.sequence[0].handover_shape == network.sequence[1].input_shape == (4, 8, 8)
 

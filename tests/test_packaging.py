@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from edgeff import __version__
+from edgeff.recipe import recipe_names
+from edgeff.zoo_index import zoo_models
 
 ROOT = Path(__file__).resolve().parent.parent
-SUBPACKAGES = ("export", "runtime", "devices")
+SUBPACKAGES = ("export", "runtime", "devices", "recipes", "zoo")
+PROFILES = len(list((ROOT / "devices" / "profiles").glob("*.toml")))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -76,7 +79,8 @@ def test_the_wheel_holds_every_source_file_and_no_other(wheel: Path) -> None:
         expected |= {Path("edgeff") / name / path for path in source_files(ROOT / name)}
     assert names == expected
     assert {"py.typed", "__init__.py"} <= {path.name for path in names}
-    assert sum(path.suffix == ".toml" for path in names) == len(list((ROOT / "devices" / "profiles").glob("*.toml")))
+    assert sum(path.suffix == ".toml" for path in names) == PROFILES + len(recipe_names()) + 1  # the zoo's index
+    assert {path.stem for path in names if path.suffix == ".zip"} == set(zoo_models())
 
 
 def test_nothing_but_edgeff_can_be_imported_from_an_installation(installed: Path) -> None:
@@ -98,7 +102,7 @@ def test_nothing_but_edgeff_can_be_imported_from_an_installation(installed: Path
     assert done.returncode == 0, done.stderr
     file, profiles, others = done.stdout.splitlines()
     assert Path(file).parent == installed / "edgeff"
-    assert int(profiles) == len(list((ROOT / "devices" / "profiles").glob("*.toml")))
+    assert int(profiles) == PROFILES
     assert others == "[]"
 
 

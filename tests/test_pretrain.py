@@ -13,9 +13,9 @@ from torch import nn
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError, ModelError, RunError
 from edgeff.feed import Feed, even_batches
-from edgeff.goodness import CrossEntropyObjective
 from edgeff.manifest import TensorSpec
 from edgeff.model import LocalBlock, LocalNetwork
+from edgeff.objective import CrossEntropyObjective
 from edgeff.preprocess import Preprocessing, fit_preprocessing
 from edgeff.presets import preset
 from edgeff.pretrain import PretrainProgress, evaluate_network, pretrain
@@ -78,7 +78,7 @@ def test_the_result_has_the_weights_and_fusion_of_the_best_epoch() -> None:
 
 
 def test_the_networks_own_fusion_is_kept_where_none_is_to_be_chosen() -> None:
-    result = _pretrain(replace(SETTINGS, choose_fusion=False))
+    result = _pretrain(replace(SETTINGS, fusion="sum"))
     assert result.network.readout_weights == (1.0, 1.0, 1.0)
 
 

@@ -11,7 +11,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 const USAGE = "usage: node train.mjs ARTIFACT [--rows FILE] [--steps 20] [--batch N]";
-const FORMAT_VERSION = 1;
+const FORMAT_VERSION = 2;
 // What safetensors, the manifest and onnxruntime call a number; node has no arrays of float16.
 const DTYPES = {
   BOOL: { name: "bool", array: Uint8Array },
@@ -49,6 +49,9 @@ function openArtifact(folder) {
   if (manifest?.format !== "edgeff-artifact" || manifest.format_version !== FORMAT_VERSION) {
     const got = `${manifest?.format} version ${manifest?.format_version}`;
     throw new Error(`\`${path}\` must be an edgeff-artifact version ${FORMAT_VERSION}, got ${got}`);
+  }
+  if (manifest.blocks?.some((block) => block.rows_together > 1)) {
+    throw new Error(`\`${path}\` has blocks that compare rows with one another, which this example does not`);
   }
   return manifest;
 }

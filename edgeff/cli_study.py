@@ -1,0 +1,64 @@
+"""`edgeff study`: the experiments of docs/results.md as commands. Needs PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeff.cli_options import DATA_DIR, JSON
+
+# By name, with what each asks; the functions are in `edgeff.studies.<name>`, `-` as `_`.
+STUDIES = {
+    "compare": "Local learning beside back-propagation on a recipe's backbone",
+    "ablation": "What each of the three ingredients of DTG-FF gives",
+    "depth": "Accuracy of every block, and of their fusion",
+    "k-conflict": "How the gap to back-propagation goes with the number of classes: synthetic against real data",
+    "coarse-fine": "The same images with coarse, fine and randomly grouped labels",
+    "systems": "Bytes and rows per second beside back-propagation at 224 x 224",
+    "adapt": "A new person, speaker, sensor or class on the device",
+}
+
+
+@click.command(help="Run an experiment.\n\n\b\n" + "\n".join(f"{name:12}{what}" for name, what in STUDIES.items()))
+@click.argument("name", type=click.Choice(list(STUDIES)), metavar="NAME")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for table, picture and runs.")
+@click.option("--recipe", "recipes", multiple=True, metavar="NAME|FILE.toml", help="May be repeated.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's or the study's own.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch on the CPU.")
+@DATA_DIR
+@JSON
+def study(
+    name: str,
+    out: Path,
+    recipes: tuple[str, ...],
+    seeds: int,
+    epochs: int | None,
+    threads: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Run one of `STUDIES`."""
+    import importlib
+
+    from edgeff.errors import RunError
+    from edgeff.studies.training import StudySettings
+
+    module = name.replace("-", "_")
+    run = getattr(importlib.import_module(f"edgeff.studies.{module}"), module)
+    settings = StudySettings(
+        out=out,
+        data_dir=data_dir,
+        recipes=recipes,
+        seeds=seeds,
+        epochs=epochs or 0,
+        threads=threads,
+        report=lambda line: click.echo(line, err=True),
+    )
+    found = run(settings)
+    try:
+        found.write(out)
+    except OSError as error:
+        raise RunError(f"`{out}` cannot be written: {error.strerror or error}", hint="check the path") from error
+    click.echo(found.json() if as_json else found.text())

@@ -1,0 +1,105 @@
+"""`compare`: local learning beside back-propagation on one backbone and recipe."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from edgeff.artifact import open_artifact
+from edgeff.errors import ModelError
+from edgeff.export import ExportSettings, export_network
+from edgeff.model import LocalNetwork
+from edgeff.pretrain_job import Prepared, PretrainJob, prepare
+from edgeff.recipe import Recipe, read_recipe
+from edgeff.runtime.plan import plan
+from edgeff.runtime.plan_parts import Request
+from edgeff.studies.findings import Findings, Row, base_below, points
+from edgeff.studies.picture import Panel
+from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, spread
+
+_GLOBAL = ("bp-deepsup", "bp")
+
+
+def compare(settings: StudySettings) -> Findings:
+    """Each recipe's local learning, and back-propagation with and without deep supervision on the first one's backbone.
+
+    Raises:
+        ModelError: No recipe is given.
+    """
+    if not settings.recipes:
+        raise ModelError("study `compare` needs a recipe", hint="for example `--recipe hapt-cpu`")
+    rows = list(_rows([read_recipe(name) for name in settings.recipes], settings))
+    accuracies: dict[str | float, float] = {str(row["method"]): 100 * float(row["test_accuracy"] or 0) for row in rows}
+    return Findings(
+        name=f"compare-{rows[0]['recipe']}",
+        title=f"Local learning and back-propagation on {rows[0]['recipe']}",
+        rows=rows,
+        panels=[Panel("test accuracy, % (mean)", {"accuracy": accuracies}, base=base_below(accuracies.values()))],
+        paragraph=_paragraph(rows),
+    )
+
+
+def _rows(recipes: list[Recipe], settings: StudySettings) -> Iterator[Row]:
+    first = PretrainJob.of_recipe(recipes[0])
+    jobs = {_method(recipe): (recipe.name, PretrainJob.of_recipe(recipe)) for recipe in recipes}
+    # The same network by the plain rule, one loss or all of them: relations and joined layers are the local recipes'.
+    for mode in _GLOBAL:
+        jobs[mode] = (recipes[0].name, first.with_settings(mode=mode, layers="1-layer"))
+    for method, (recipe, job) in jobs.items():
+        outcomes = over_seeds(job, f"{recipe}-{method}".replace(" ", "-"), settings)
+        yield _row(recipe, method, outcomes, prepare(job, data_dir=settings.data_dir))
+
+
+def _method(recipe: Recipe) -> str:
+    """What a recipe's local learning is called: DTG-FF where nothing of the rule is changed."""
+    changes = [f"{key} {value}" for key, value in recipe.rule.items()]
+    layers = str(recipe.options.get("layers", "1-layer"))
+    return ", ".join(["DTG-FF" if not recipe.rule else "local", *([] if layers == "1-layer" else [layers]), *changes])
+
+
+def _row(recipe: str, method: str, outcomes: list[Outcome], prepared: Prepared) -> Row:
+    tests = [one.test_accuracy for one in outcomes]
+    return {
+        "recipe": recipe,
+        "method": method,
+        "seeds": len(outcomes),
+        "test_accuracy": mean(tests),
+        "spread": spread(tests),
+        "last_readout": mean([one.readout_accuracy[-1] for one in outcomes]),
+        "parameters": outcomes[0].parameters,
+        "planned_bytes": training_bytes(prepared),
+        "rows_per_s": mean([one.rows_per_s for one in outcomes]),
+        "epochs": outcomes[0].epochs,
+    }
+
+
+def training_bytes(prepared: Prepared) -> int:
+    """Planned bytes of training the job's network on a device: every batch through all blocks, as small as can be.
+
+    Batch and optimiser are the job's, with one row at a time where no rows are compared.
+    """
+    network: LocalNetwork = prepared.settings.prepare(prepared.network)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = ExportSettings(optimizer=prepared.settings.optimizer_spec())
+        path = export_network(network, Path(folder) / "a", preprocessing=prepared.preprocessing, settings=spec)
+        manifest = open_artifact(path).manifest
+    request = Request(batch_size=prepared.settings.batch_size, schedule="sweep", prefer="memory")
+    return min(plan(manifest, replace(request, arena=arena)).planned_bytes for arena in (False, True))
+
+
+def _paragraph(rows: list[Row]) -> str:
+    by_method = {str(row["method"]): float(row["test_accuracy"] or 0) for row in rows}
+    local = {method: accuracy for method, accuracy in by_method.items() if method not in _GLOBAL}
+    best = max(local, key=lambda method: local[method])
+    said = [
+        f"{method} is at {100 * accuracy:.2f} %, {points(accuracy - by_method['bp-deepsup'])} back-propagation with "
+        f"deep supervision and {points(accuracy - by_method['bp'])} back-propagation"
+        for method, accuracy in local.items()
+    ]
+    seeds = rows[0]["seeds"]
+    return (
+        f"Test accuracy, mean of {seeds} seed{'s' * (seeds != 1)}: {'; '.join(said)}. The best local objective is "
+        f"{best}. Nothing was chosen on test data, which each run looked at once."
+    )

@@ -1,0 +1,57 @@
+"""`depth`: how accuracy goes from block to block, by local learning and by back-propagation with deep supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgeff.pretrain_job import PretrainJob
+from edgeff.recipe import read_recipe
+from edgeff.studies.findings import Findings, Row, points
+from edgeff.studies.picture import Panel
+from edgeff.studies.training import StudySettings, mean, over_seeds
+
+DEFAULT_RECIPE = "hapt-cpu"
+FUSED = "fused"
+
+
+def depth(settings: StudySettings) -> Findings:
+    """Test accuracy of each readout by itself, and of the prediction, on one recipe."""
+    recipe = read_recipe(settings.recipes[0] if settings.recipes else DEFAULT_RECIPE)
+    rows = list(_rows(PretrainJob.of_recipe(recipe), recipe.name, settings))
+    series: dict[str, dict[str | float, float]] = {}
+    for row in rows:
+        if row["block"] != FUSED:
+            series.setdefault(str(row["method"]), {})[float(row["block"] or 0)] = 100 * float(row["test_accuracy"] or 0)
+    lowest = min(value for values in series.values() for value in values.values())
+    return Findings(
+        name=f"depth-{recipe.name}",
+        title=f"Accuracy by depth on {recipe.name}",
+        rows=rows,
+        panels=[Panel("test accuracy of each block's readout, %, over its number", series, base=lowest)],
+        paragraph=_paragraph(rows),
+    )
+
+
+def _rows(job: PretrainJob, recipe: str, settings: StudySettings) -> Iterator[Row]:
+    for method, changed in {"local": job, "bp-deepsup": job.with_settings(mode="bp-deepsup", layers="1-layer")}.items():
+        outcomes = over_seeds(changed, f"{recipe}-{method}", settings)
+        common: Row = {"method": method, "seeds": len(outcomes)}
+        for number in range(len(outcomes[0].readout_accuracy)):
+            accuracy = mean([one.readout_accuracy[number] for one in outcomes])
+            yield {**common, "block": number + 1, "test_accuracy": accuracy}
+        yield {**common, "block": FUSED, "test_accuracy": mean([one.test_accuracy for one in outcomes])}
+
+
+def _paragraph(rows: list[Row]) -> str:
+    said = []
+    for method in dict.fromkeys(str(row["method"]) for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        readouts = [float(row["test_accuracy"] or 0) for row in own if row["block"] != FUSED]
+        fused = float(own[-1]["test_accuracy"] or 0)
+        best = max(range(len(readouts)), key=lambda number: readouts[number])
+        said.append(
+            f"{method}: the first block reads {100 * readouts[0]:.2f} %, the best, {best + 1} of {len(readouts)}, "
+            f"{100 * readouts[best]:.2f} %, the last {100 * readouts[-1]:.2f} %; fused, {100 * fused:.2f} %, "
+            f"{points(fused - readouts[-1])} the last"
+        )
+    return ". ".join(said) + "."

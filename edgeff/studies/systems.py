@@ -1,0 +1,120 @@
+"""`systems`: the paper's audit of memory and speed, at 224 x 224 and the same batch for everyone.
+
+The paper of DTG-FF (arXiv 2606.06539, abstract) found back-propagation with gradient accumulation ahead on an 8 GB
+machine: 4.18 GB and 157 images per second against 7.90 GB and 138. Which network and batch it took is not known; here
+it is a preset on images of 224 x 224. Bytes and rows per second need no real images. Every row of the table is a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from edgeff.dataset import Dataset
+from edgeff.export import ExportSettings, export_network
+from edgeff.preprocess import fit_preprocessing
+from edgeff.presets import preset
+from edgeff.runtime.measure import measure_method
+from edgeff.studies.findings import Findings, Row
+from edgeff.studies.picture import Panel
+from edgeff.studies.torch_process import METHODS, measure_torch
+from edgeff.studies.training import StudySettings
+
+PRESET, SHAPE, WIDTH, CLASSES = "vgg8", (3, 224, 224), 0.25, 100
+BATCH = 32
+# Back-propagation in both of the sizes: as small as can be, and one at which kernels run at their best.
+MICRO_BATCHES = (1, 4)
+OWN = ("stage", "sweep")
+
+
+def systems(settings: StudySettings) -> Findings:
+    """Local learning on edgeff's runtime, and back-propagation on it and on PyTorch."""
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = _artifact(Path(folder) / "artifact", settings)
+        rows = sorted(_rows(artifact, settings), key=lambda row: int(row["training_bytes"] or 0))
+    names = {f"{row['method']}, {row['runtime']}, micro-batch {row['micro_batch']}": row for row in rows}
+    mib: dict[str | float, float] = {name: int(row["training_bytes"] or 0) / 2**20 for name, row in names.items()}
+    speed: dict[str | float, float] = {name: float(row["rows_per_s"] or 0) for name, row in names.items()}
+    return Findings(
+        name="systems",
+        title=f"{PRESET} at width {WIDTH} on {'x'.join(map(str, SHAPE))}, AdamW, float32, batch {BATCH}",
+        rows=rows,
+        panels=[Panel("training bytes, MiB", {"": mib}), Panel("rows per second", {"": speed})],
+        paragraph=_paragraph(rows),
+    )
+
+
+def _artifact(out: Path, settings: StudySettings) -> Path:
+    settings.report("compiling the network and its baselines")
+    network = preset(PRESET, input_shape=SHAPE, classes=CLASSES, width=WIDTH)
+    images = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.uint8)
+    random = Dataset("random images", images, np.arange(2, dtype=np.int64))
+    preprocessing = fit_preprocessing(random, SHAPE)
+    return export_network(network, out, preprocessing=preprocessing, settings=ExportSettings(baselines=True))
+
+
+def _rows(artifact: Path, settings: StudySettings) -> Iterator[Row]:
+    threads = settings.threads or 1
+    cut = [name for name in METHODS if METHODS[name][0]]
+    whole = [name for name in METHODS if not METHODS[name][0]]
+    planned = [*((name, size) for name in (*OWN, *cut) for size in MICRO_BATCHES), *((name, BATCH) for name in whole)]
+    for method, size in planned:
+        settings.report(f"measuring {method} at micro-batch {size} on edgeff's runtime")
+        own = measure_method(
+            artifact, method, batch_size=BATCH, micro_batch=size, threads=threads, repeats=settings.seeds
+        )
+        yield _row(method, own.runtime, own.micro_batch, own.floor_bytes, own.training_bytes, own.rows_per_s)
+    arguments = {"input_shape": SHAPE, "classes": CLASSES, "width": WIDTH}
+    for method, size in [*((name, size) for name in cut for size in MICRO_BATCHES), *((name, BATCH) for name in whole)]:
+        settings.report(f"measuring {method} at micro-batch {size} on PyTorch")
+        runs = [
+            measure_torch(PRESET, arguments, method, batch=BATCH, micro_batch=size, threads=threads)
+            for _ in range(settings.seeds)
+        ]
+        middle = sorted(runs, key=lambda run: run.training_bytes)[len(runs) // 2]
+        speed = sorted(run.rows_per_s for run in runs)[len(runs) // 2]
+        yield _row(method, middle.runtime, middle.micro_batch, middle.floor_bytes, middle.training_bytes, speed)
+
+
+def _row(method: str, runtime: str, size: int, floor: int, training: int, speed: float) -> Row:
+    return {
+        "method": method,
+        "runtime": runtime,
+        "batch": BATCH,
+        "micro_batch": size,
+        "floor_bytes": floor,
+        "training_bytes": training,
+        "rows_per_s": speed,
+    }
+
+
+def _paragraph(rows: list[Row]) -> str:
+    local = [row for row in rows if row["method"] in OWN]
+    others = [row for row in rows if row["method"] not in OWN]
+    small, rival = (min(part, key=lambda row: int(row["training_bytes"] or 0)) for part in (local, others))
+    fast, quick = (max(part, key=lambda row: float(row["rows_per_s"] or 0)) for part in (local, others))
+    ratio = int(small["training_bytes"] or 0) / int(rival["training_bytes"] or 1)
+    speed = float(fast["rows_per_s"] or 0) / float(quick["rows_per_s"] or 1)
+    met = "is" if ratio <= 0.5 and speed >= 1.0 else "is not"
+    return (
+        f"The smallest local run ({_named(small)}) takes {_mib(small)} over its floor, that of back-propagation "
+        f"({_named(rival)}) {_mib(rival)}: {ratio:.2f} times that. The fastest local run ({_named(fast)}) learns from "
+        f"{_speed(fast)} in {_mib(fast)}, the fastest of back-propagation ({_named(quick)}) from {_speed(quick)} in "
+        f"{_mib(quick)}: {speed:.2f} times that. The aim of half the bytes at no fewer rows per second {met} met."
+    )
+
+
+def _named(row: Row) -> str:
+    return f"{row['method']}, {row['runtime']}, micro-batch {row['micro_batch']}"
+
+
+def _mib(row: Row) -> str:
+    return f"{int(row['training_bytes'] or 0) / 2**20:,.0f} MiB"
+
+
+def _speed(row: Row) -> str:
+    return f"{float(row['rows_per_s'] or 0):.3g} rows/s"

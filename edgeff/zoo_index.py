@@ -1,0 +1,109 @@
+"""The pretrained networks that come with edgeff: artifacts in `zoo/`, and what is known of each."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from edgeff.errors import ArtifactError
+
+FOLDER = Path(__file__).parent / "zoo"
+INDEX = "index.toml"
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """One network.
+
+    Attributes:
+        name: Of the artifact, without `.zip`.
+        task: What it does, for people.
+        preset: Its network.
+        recipe: That it was trained by.
+        seed: Of the run.
+        date: On which it was trained.
+        validation_accuracy: What its epoch and fusion were chosen by, 0..1.
+        test_accuracy: Looked at once, 0..1.
+        test: What it was tested on.
+        data: That it was trained on.
+        licence: Of the data, some rows of which travel along unless it says otherwise.
+        edgeff_version: That trained it.
+    """
+
+    name: str
+    task: str
+    preset: str
+    recipe: str
+    seed: int
+    date: str
+    validation_accuracy: float
+    test_accuracy: float
+    test: str
+    data: str
+    licence: str
+    edgeff_version: str
+
+    @property
+    def path(self) -> Path:
+        """Its artifact."""
+        return FOLDER / f"{self.name}.zip"
+
+    @property
+    def commands(self) -> tuple[str, str]:
+        """What makes it again."""
+        run = f"runs/{self.name}"
+        return (
+            f"edgeff pretrain --recipe {self.recipe} --seed {self.seed} --threads 1 --out {run}",
+            f"edgeff export {run} --out {self.name}.zip",
+        )
+
+
+def zoo_models() -> Mapping[str, ZooModel]:
+    """All networks by name, in the order of the index.
+
+    Raises:
+        ArtifactError: The index is damaged.
+    """
+    try:
+        table = tomllib.loads((FOLDER / INDEX).read_text(encoding="utf-8"))
+        keys = {one.name for one in fields(ZooModel)} - {"name"}
+        return {name: ZooModel(name=name, **{key: entry[key] for key in keys}) for name, entry in table.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"`{FOLDER / INDEX}` is damaged: {type(error).__name__}: {error}", hint="install edgeff once more"
+        ) from error
+
+
+def zoo_model(name: str) -> ZooModel:
+    """A network by its name.
+
+    Raises:
+        ArtifactError: There is none; says which name is nearest.
+    """
+    known = zoo_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
+        raise ArtifactError(f"there is no network `{name}` in the zoo", hint=hint)
+    return known[name]
+
+
+def copy_model(model: ZooModel, out: Path) -> None:
+    """Write a network's artifact to a place of one's own: a `.zip` file.
+
+    Raises:
+        ArtifactError: The place is taken, its name does not end in `.zip`, or it cannot be written.
+    """
+    if out.suffix != ".zip":
+        raise ArtifactError(f"`{out}` is no name for a zip file", hint=f"write for example `--out {model.name}.zip`")
+    if out.exists():
+        raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place")
+    try:
+        shutil.copyfile(model.path, out)
+    except OSError as error:
+        out.unlink(missing_ok=True)
+        raise ArtifactError(f"`{out}` cannot be written: {error.strerror or error}", hint="check the path") from error
