@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train-on-device": ("edgeff.cli_train", "Train an artifact on this machine, inside a budget"),
     "evaluate": ("edgeff.cli_device", "Test an artifact or a run on labelled data"),
     "finalize": ("edgeff.cli_device", "Write a plain inference model"),
-    "zoo": ("edgeff.cli_zoo", "List the pretrained networks that come with edgeff, or copy one"),
+    "zoo": ("edgeff.cli_zoo", "List pretrained networks, or copy one"),
     "study": ("edgeff.cli_study", "Run an experiment: comparisons, ablations, adaptation"),
     "fsck": ("edgeff.cli_fsck", "Tell what is in a run folder, and what can be gone on with"),
     "bench": ("edgeff.cli_bench", "Run a benchmark of a checkout of edgeff"),

@@ -337,7 +337,7 @@ def test_a_described_network_gives_the_scores_of_the_network(name: str) -> None:
     whole = reference(name).regroup("whole", "last")
     x = torch.randn(2, *whole.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, (scores,) = whole.sequence[0](x)
+        _, ((scores, _),) = whole.sequence[0](x)
         rows = x[:, :, None] if x.ndim == 3 else x
         for operator in (operator for block in audit_files.describe(whole) for operator in block):
             rows = _torch_operator(operator, rows, whole.tensors())

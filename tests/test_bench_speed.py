@@ -476,8 +476,9 @@ def test_a_first_update_that_changes_nothing_is_noticed() -> None:
 def test_the_peak_of_training_counts_from_the_floor_on() -> None:
     floor = audit_protocol.measure_from_here()
     before = floor.training_bytes()
-    kept = np.ones(32 * MIB, np.uint8)
-    assert 28 * MIB < floor.training_bytes() - before < 40 * MIB
+    # Beyond what the allocator may have lying about: it asks the system for as much at once.
+    kept = np.ones(64 * MIB, np.uint8)
+    assert 60 * MIB < floor.training_bytes() - before < 72 * MIB
     assert kept.all()
 
 

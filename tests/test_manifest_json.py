@@ -100,7 +100,6 @@ def tiny_manifest():
                 "conv1", ("transform.weight", "transform.bias"), ("objective.projection",), adamw, last=False
             ),
             objective={"kind": "goodness", "statistics": ["mean", "deviation"], "temperature": 0.5},
-            rows_together=4,
         ),
         BlockSpec(
             name="head",
@@ -656,7 +655,7 @@ def test_m10_a_newer_format_without_a_writer_is_refused_too():
 
 def test_m63_blocks_that_compare_rows_compare_the_same_number_of_them():
     root = document()
-    root["blocks"][1]["rows_together"] = 6
+    root["blocks"][0]["rows_together"], root["blocks"][1]["rows_together"] = 4, 6
     assert (
         message_of(json.dumps(root)) == "`rows_together` must be the same in all blocks that compare rows, got [4, 6]"
     )

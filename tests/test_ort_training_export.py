@@ -28,6 +28,8 @@ from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.onnx_dialects import TRAINING
 from edgeff.optimizer import optimizer_spec
 from edgeff.preprocess import Preprocessing
+from edgeff.relation import SimilarityMatching
+from edgeff.temperature import ClarityTemperature
 
 PLAIN_ENGINE = "leave `--engine ort-training` out: the plain graphs train it on any onnxruntime"
 SGD = optimizer_spec("sgd", momentum=0.0, weight_decay=0.0)
@@ -268,3 +270,22 @@ def test_a_result_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
     spoiling(change, "training_model.onnx", monkeypatch)
     assert differs() == f"{DIFFERS}inf, allowed 1e-04"
+
+
+@pytest.mark.parametrize(
+    "options", [{"relation": SimilarityMatching(), "probe": True}, {"temperature": ClarityTemperature()}], ids=str
+)
+def test_a_rule_that_stops_gradients_is_refused_and_the_reason_given(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    block = LocalBlock(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()), **options)
+    LocalNetwork([block], input_shape=(3, 6, 6), classes=CLASSES)
+    with pytest.raises(ExportError, match="differ from torch") as refused:
+        trained(block)
+    assert str(refused.value.hint).startswith("its gradients pass where the rule's stop; leave `--engine ort-training`")
+
+
+def test_blocks_that_compare_rows_have_training_artifacts_too() -> None:
+    torch.manual_seed(0)
+    block = LocalBlock(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()), relation=SimilarityMatching(2.0))
+    LocalNetwork([block], input_shape=(3, 6, 6), classes=CLASSES)
+    assert trained(block).spec.rows_together > 1

@@ -241,7 +241,7 @@ def _edit(folder: Path, **changes: Any) -> None:
         (lambda folder: (folder / "recipe.json").write_text("{"), r"recipe.json` cannot be read"),
         (lambda folder: (folder / "recipe.json").write_text("[]"), "is not a recipe of edgeff"),
         (lambda folder: _edit(folder, format="x"), "is not a recipe of edgeff"),
-        (lambda folder: _edit(folder, format_version=2), "has format version 2, this edgeff reads 1"),
+        (lambda folder: _edit(folder, format_version=3), "has format version 3, this edgeff reads 2"),
         (lambda folder: _edit(folder, preprocessing={}), "recipe.json` is damaged: KeyError: 'input'"),
         (lambda folder: _edit(folder, best_epoch=7), "is damaged: best epoch 7 of 2"),
         (lambda folder: _edit(folder, metrics=[]), "has not finished its first epoch"),

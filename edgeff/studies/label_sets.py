@@ -31,6 +31,6 @@ def random_groups(groups: Sequence[int], seed: int) -> tuple[int, ...]:
     """Groups of the same sizes with other classes in them.
 
     >>> random_groups((0, 0, 1, 1, 1), seed=0)
-    (1, 0, 0, 1, 1)
+    (1, 1, 1, 0, 0)
     """
     return tuple(int(group) for group in np.random.default_rng(seed).permutation(np.asarray(groups)))
