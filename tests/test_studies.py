@@ -90,8 +90,8 @@ def test_depth_has_every_block_and_the_fused_prediction(recipe: Path, tmp_path: 
     out = tmp_path / "out"
     result = edgeff("study", "depth", "--recipe", recipe, "--out", out, *ONCE, "--json")
     found = json.loads(result.stdout)
-    assert [row["block"] for row in found["rows"] if row["method"] == "local"] == [1, 2, 3, 4, "fused"]
-    outcome = json.loads((out / "runs" / "tiny-local-seed0" / "outcome.json").read_text())
+    assert [row["block"] for row in found["rows"] if row["method"] == "DTG-FF"] == [1, 2, 3, 4, "fused"]
+    outcome = json.loads((out / "runs" / "tiny-DTG-FF-seed0" / "outcome.json").read_text())
     assert [row["test_accuracy"] for row in found["rows"][:4]] == outcome["readout_accuracy"]
     assert found["rows"][4]["test_accuracy"] == outcome["test_accuracy"]
 

@@ -10,7 +10,7 @@ from edgeff.recipe import read_recipe
 from edgeff.rule import Setting
 from edgeff.studies.findings import Findings, Row, base_below, points
 from edgeff.studies.picture import Panel
-from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, spread
+from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, run_name, spread
 
 DEFAULT_RECIPE = "hapt-cpu"
 # What is changed of the rule. Fusion is no matter of training: without it, the last block alone predicts.
@@ -42,7 +42,7 @@ def ablation(settings: StudySettings) -> Findings:
 def _rows(job: PretrainJob, recipe: str, settings: StudySettings) -> Iterator[Row]:
     for rule, changes in VARIANTS.items():
         changed = replace(job, rule={**job.rule, **changes})
-        outcomes = over_seeds(changed, f"{recipe}-{rule}".replace(" ", "-"), settings)
+        outcomes = over_seeds(changed, run_name(recipe, rule), settings)
         yield _row(rule, "fused", outcomes, [one.test_accuracy for one in outcomes])
         yield _row(rule, "last block alone", outcomes, [one.readout_accuracy[-1] for one in outcomes])
 

@@ -32,7 +32,7 @@ from edgeff.runtime.settings import AdaptSettings
 from edgeff.split import calibration_split, stratified_rows
 from edgeff.studies.findings import Findings, Row, base_below
 from edgeff.studies.picture import Panel
-from edgeff.studies.training import StudySettings, mean, run_prepared
+from edgeff.studies.training import StudySettings, mean, run_name, run_prepared
 
 NONE, LAST, LOCAL, GLOBAL = "none", "last block", "local", "back-propagation"
 METHODS = (NONE, LAST, LOCAL, GLOBAL)
@@ -52,10 +52,12 @@ class Scenario:
     Attributes:
         recipe: Of the pretraining.
         prepare: `(prepared, seed)` -> what is pretrained on, and the cases that come later.
+        own_run: Something is changed of what the recipe trains on; otherwise scenarios share their pretraining.
     """
 
     recipe: str
     prepare: Callable[[Prepared, int], tuple[Prepared, list[Case]]]
+    own_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _scenario(name: str, scenario: Scenario, settings: StudySettings) -> Iterato
         if settings.threads:
             job = job.with_settings(threads=settings.threads)
         prepared, cases = scenario.prepare(prepare(job, data_dir=settings.data_dir), seed)
-        run = f"{name.replace(' ', '-')}-seed{seed}"
+        run = run_name(scenario.recipe, name if scenario.own_run else "DTG-FF") + f"-seed{seed}"
         run_prepared(prepared, run, settings)
         own, whole = _artifacts(settings.out / "runs" / run)
         old = _old_rows(prepared, seed)
@@ -258,7 +260,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "new person": Scenario("hapt-cpu", _people),
     "few labels": Scenario("hapt-cpu", _few_labels),
     "drifted sensor": Scenario("hapt-cpu", _drifted),
-    "new class": Scenario("hapt-cpu", _new_class),
+    "new class": Scenario("hapt-cpu", _new_class, own_run=True),
     "new speaker": Scenario("speech-commands-cpu", _people),
 }
 

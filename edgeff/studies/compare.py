@@ -17,7 +17,7 @@ from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
 from edgeff.studies.findings import Findings, Row, base_below, points
 from edgeff.studies.picture import Panel
-from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, spread
+from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, run_name, spread
 
 _GLOBAL = ("bp-deepsup", "bp")
 
@@ -43,16 +43,16 @@ def compare(settings: StudySettings) -> Findings:
 
 def _rows(recipes: list[Recipe], settings: StudySettings) -> Iterator[Row]:
     first = PretrainJob.of_recipe(recipes[0])
-    jobs = {_method(recipe): (recipe.name, PretrainJob.of_recipe(recipe)) for recipe in recipes}
+    jobs = {local_name(recipe): (recipe.name, PretrainJob.of_recipe(recipe)) for recipe in recipes}
     # The same network by the plain rule, one loss or all of them: relations and joined layers are the local recipes'.
     for mode in _GLOBAL:
         jobs[mode] = (recipes[0].name, first.with_settings(mode=mode, layers="1-layer"))
     for method, (recipe, job) in jobs.items():
-        outcomes = over_seeds(job, f"{recipe}-{method}".replace(" ", "-"), settings)
+        outcomes = over_seeds(job, run_name(recipe, method), settings)
         yield _row(recipe, method, outcomes, prepare(job, data_dir=settings.data_dir))
 
 
-def _method(recipe: Recipe) -> str:
+def local_name(recipe: Recipe) -> str:
     """What a recipe's local learning is called: DTG-FF where nothing of the rule is changed."""
     changes = [f"{key} {value}" for key, value in recipe.rule.items()]
     layers = str(recipe.options.get("layers", "1-layer"))

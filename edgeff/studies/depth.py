@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgeff.pretrain_job import PretrainJob
-from edgeff.recipe import read_recipe
+from edgeff.recipe import Recipe, read_recipe
+from edgeff.studies.compare import local_name
 from edgeff.studies.findings import Findings, Row, points
 from edgeff.studies.picture import Panel
-from edgeff.studies.training import StudySettings, mean, over_seeds
+from edgeff.studies.training import StudySettings, mean, over_seeds, run_name
 
 DEFAULT_RECIPE = "hapt-cpu"
 FUSED = "fused"
@@ -17,7 +18,7 @@ FUSED = "fused"
 def depth(settings: StudySettings) -> Findings:
     """Test accuracy of each readout by itself, and of the prediction, on one recipe."""
     recipe = read_recipe(settings.recipes[0] if settings.recipes else DEFAULT_RECIPE)
-    rows = list(_rows(PretrainJob.of_recipe(recipe), recipe.name, settings))
+    rows = list(_rows(recipe, settings))
     series: dict[str, dict[str | float, float]] = {}
     for row in rows:
         if row["block"] != FUSED:
@@ -32,9 +33,11 @@ def depth(settings: StudySettings) -> Findings:
     )
 
 
-def _rows(job: PretrainJob, recipe: str, settings: StudySettings) -> Iterator[Row]:
-    for method, changed in {"local": job, "bp-deepsup": job.with_settings(mode="bp-deepsup", layers="1-layer")}.items():
-        outcomes = over_seeds(changed, f"{recipe}-{method}", settings)
+def _rows(recipe: Recipe, settings: StudySettings) -> Iterator[Row]:
+    job = PretrainJob.of_recipe(recipe)
+    deep = job.with_settings(mode="bp-deepsup", layers="1-layer")
+    for method, changed in {local_name(recipe): job, "bp-deepsup": deep}.items():
+        outcomes = over_seeds(changed, run_name(recipe.name, method), settings)
         common: Row = {"method": method, "seeds": len(outcomes)}
         for number in range(len(outcomes[0].readout_accuracy)):
             accuracy = mean([one.readout_accuracy[number] for one in outcomes])

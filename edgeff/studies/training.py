@@ -110,6 +110,11 @@ def run_prepared(prepared: Prepared, name: str, settings: StudySettings) -> Outc
     return outcome
 
 
+def run_name(recipe: str, method: str) -> str:
+    """Of a run's folder, without its seed: studies that train the same find it there."""
+    return "-".join(f"{recipe}-{method}".replace(",", "").split())
+
+
 def over_seeds(job: PretrainJob, name: str, settings: StudySettings) -> list[Outcome]:
     """A job with each seed."""
     return [
