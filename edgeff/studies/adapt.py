@@ -106,12 +106,13 @@ def adapt(settings: StudySettings) -> Findings:
 
 def _scenario(name: str, scenario: Scenario, settings: StudySettings) -> Iterator[Row]:
     found: dict[str, list[_Adapted]] = {method: [] for method in METHODS}
+    recipe = read_recipe(scenario.recipe)
     for seed in range(settings.seeds):
-        job = PretrainJob.of_recipe(read_recipe(scenario.recipe), seed=seed)
+        job = PretrainJob.of_recipe(recipe, seed=seed)
         if settings.threads:
             job = job.with_settings(threads=settings.threads)
         prepared, cases = scenario.prepare(prepare(job, data_dir=settings.data_dir), seed)
-        run = run_name(scenario.recipe, name if scenario.own_run else "DTG-FF") + f"-seed{seed}"
+        run = run_name(recipe.name, name if scenario.own_run else "DTG-FF") + f"-seed{seed}"
         run_prepared(prepared, run, settings)
         own, whole = _artifacts(settings.out / "runs" / run)
         old = _old_rows(prepared, seed)

@@ -1,0 +1,151 @@
+"""The studies that need much data or time, on little of both: how they say what they find matters, not what it is."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_recipe_data import cifar100
+from tiny_run import TinyRun, edgeff
+
+from edgeff.studies import adapt, coarse_fine, k_conflict, systems, torch_process
+from edgeff.studies.torch_process import TorchMeasured, measure_torch
+
+ONCE = ("--seeds", 1, "--epochs", 1, "--threads", 1)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_the_sweep_over_classes_tells_of_synthetic_data_where_there_are_no_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(k_conflict, "SYNTHETIC_CLASSES", (2, 4))
+    monkeypatch.setattr(k_conflict, "SYNTHETIC_ROWS", 200)
+    monkeypatch.setattr(k_conflict, "TEST_ROWS", 100)
+    monkeypatch.delenv("EDGEFF_DATA_DIR", raising=False)
+    result = edgeff("study", "k-conflict", "--out", tmp_path / "out", *ONCE)
+    assert result.exit_code == 0, result.output
+    assert "images are left out: no data set `cifar10` at hand" in result.stderr
+    rows = rows_of(tmp_path / "out" / "k-conflict.csv")
+    assert [(row["classes"], row["method"]) for row in rows] == [
+        (count, method) for count in ("2", "4") for method in ("local", "bp-deepsup", "bp")
+    ]
+    for row in rows:
+        bp = next(one for one in rows if one["classes"] == row["classes"] and one["method"] == "bp")
+        ahead = float(row["test_accuracy"]) - float(bp["test_accuracy"])
+        assert float(row["ahead_of_bp"]) == pytest.approx(ahead)
+    assert "On synthetic data local learning is " in result.stdout
+
+
+def test_coarse_fine_and_random_labels_are_of_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar100(tmp_path)
+    monkeypatch.setattr(coarse_fine, "ROWS_PER_CLASS", {"cifar100": 2})
+    seen: dict[str, set[bytes]] = {}
+    real = coarse_fine.prepared
+
+    def watched(data, network, classes, method, seed, settings):  # type: ignore[no-untyped-def]
+        seen.setdefault(f"{classes}-{data[0].y.tolist()}", set()).add(data[0].x[:].tobytes())
+        return real(data, network, classes, method, seed, settings)
+
+    monkeypatch.setattr(coarse_fine, "prepared", watched)
+    out = tmp_path / "out"
+    result = edgeff("study", "coarse-fine", "--data-dir", tmp_path, "--out", out, *ONCE)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(out / "coarse-fine.csv")
+    assert [row["classes"] for row in rows[::3]] == ["100", "20", "20"]
+    assert len(seen) == 3
+    assert len(set.union(*seen.values())) == 1
+    assert "On cifar100, local learning less back-propagation is " in result.stdout
+
+
+def test_adapting_compares_four_ways_on_the_same_people(
+    tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        f'about = "x"\n[data]\ndata = "{tiny.train}"\ntest = "{tiny.own}"\n'
+        '[network]\npreset = "har-cnn"\nwidth = 0.25\n'
+        "[training]\nepochs = 1\nbatch_size = 32\n"
+    )
+    scenarios = {
+        name: adapt.Scenario(str(recipe), scenario.prepare, scenario.own_run)
+        for name, scenario in adapt.SCENARIOS.items()
+        if name != "new speaker"
+    }
+    monkeypatch.setattr(adapt, "SCENARIOS", scenarios)
+    monkeypatch.setattr(adapt, "CASES", 2)
+    result = edgeff("study", "adapt", "--out", tmp_path / "out", *ONCE)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path / "out" / "adapt.csv")
+    assert [row["scenario"] for row in rows[::4]] == list(scenarios)
+    assert [row["method"] for row in rows[:4]] == ["none", "last block", "local", "back-propagation"]
+    assert [row["runs"] for row in rows[::4]] == ["2", "2", "2", "1"]
+    by_method = {row["method"]: row for row in rows[:4]}
+    assert float(by_method["none"]["seconds"]) == float(by_method["none"]["forgotten"]) == 0.0
+    assert all(float(by_method[name]["seconds"]) > 0.0 for name in ("last block", "local", "back-propagation"))
+    assert int(by_method["last block"]["planned_bytes"]) < int(by_method["local"]["planned_bytes"])
+    # One pretraining for all that train the same, and one without the class that comes later.
+    runs = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert runs == ["tiny-DTG-FF-seed0", "tiny-new-class-seed0"]
+
+
+def test_back_propagation_on_torch_is_measured_in_a_process_of_its_own() -> None:
+    arguments = {"input_shape": [3, 16, 16], "classes": 3, "width": 0.1}
+    found = measure_torch("vgg8", arguments, "bp+accumulation+checkpointing", batch=4, micro_batch=2, threads=1)
+    assert found.runtime.startswith("torch 2.")
+    assert found.micro_batch == 2
+    assert found.floor_bytes > 2**26
+    assert found.training_bytes >= 0
+    assert found.rows_per_s > 0
+
+
+def test_checkpointed_and_accumulated_updates_are_those_of_the_whole_batch() -> None:
+    import torch
+
+    from edgeff.presets import preset
+
+    x, y = torch.randn(6, 3, 16, 16), torch.arange(6) % 3
+    weights = []
+    for size, again in ((6, False), (2, False), (6, True), (3, True)):
+        network = preset("vgg8", input_shape=(3, 16, 16), classes=3, width=0.1).regroup("whole", "last")
+        update = torch_process._update(network, size, again)
+        for _ in range(2):
+            update(x, y)
+        weights.append({name: value.clone() for name, value in network.tensors().items()})
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-4)
+
+
+def test_the_audit_tells_whether_its_aim_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own:
+        def __init__(self, method: str, size: int) -> None:
+            self.runtime, self.micro_batch, self.floor_bytes = "onnxruntime 1", size, 70 << 20
+            self.training_bytes = (10 if method in systems.OWN else 40) * size << 20
+            self.rows_per_s = 8.0 if method in systems.OWN else 5.0
+
+    def own(path: Path, method: str, *, batch_size: int, micro_batch: int, threads: int, repeats: int) -> Own:
+        assert (batch_size, threads, repeats) == (systems.BATCH, 1, 1)
+        return Own(method, micro_batch)
+
+    def torch_run(*arguments: object, batch: int, micro_batch: int, threads: int) -> TorchMeasured:
+        return TorchMeasured("torch 2", micro_batch, 200 << 20, 50 * micro_batch << 20, 7.5)
+
+    monkeypatch.setattr(systems, "_artifact", lambda out, settings: out)
+    monkeypatch.setattr(systems, "measure_method", own)
+    monkeypatch.setattr(systems, "measure_torch", torch_run)
+    result = edgeff("study", "systems", "--out", tmp_path / "out", "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path / "out" / "systems.csv")
+    assert len(rows) == 16
+    sizes = [int(row["training_bytes"]) for row in rows]
+    assert sizes == sorted(sizes)
+    assert "10 MiB over its floor" in result.stdout
+    assert "0.25 times that" in result.stdout
+    assert "The aim of half the bytes at no fewer rows per second is met." in result.stdout
+    assert np.isclose(float(rows[0]["rows_per_s"]), 8.0)
