@@ -59,9 +59,9 @@ class Readout(nn.Module):
         goodness = self.measure(activation)
         if goodness.ndim != 2 or goodness.shape[0] != rows:
             raise ModelError(f"goodness must be of shape (N, D), got {tuple(goodness.shape)} for N = {rows}")
-        if isinstance(self.projection, Projection):
-            self.projection.build(goodness.shape[1], classes_count)
         try:
+            if isinstance(self.projection, Projection):
+                self.projection.build(goodness.shape[1], classes_count)
             scores = self.temperature(self.projection(goodness), goodness)
         except RuntimeError as error:
             raise ModelError(
@@ -214,7 +214,9 @@ class LocalBlock(Block):
         """
         self.input_shape = tuple(input_shape)
         try:
-            refuse_batch_norm(self.transform)
+            for part in (self.transform, self.readout):
+                if part is not None:
+                    refuse_batch_norm(part)
             with evaluating(self), torch.no_grad():
                 activation = probe_transform(self.transform, self.input_shape, input_dtype)
                 if self.readout is not None:
@@ -242,6 +244,11 @@ class LocalBlock(Block):
         if self.relation is None or embedding is None:
             return loss
         return loss + self.relation.loss(embedding, y, row_weight, scores.shape[1])
+
+    def readout_log_probabilities(self, readings: tuple[Reading, ...]) -> tuple[Tensor, ...]:
+        """Log-probabilities (N, K) of the readout; an objective may have its own way from scores to them."""
+        own = getattr(self.objective, "log_probabilities", None)
+        return super().readout_log_probabilities(readings) if own is None else (own(readings[0].scores),)
 
     def log_probabilities(self, readings: tuple[Reading, ...]) -> Tensor:
         """Log-probabilities (N, K) of the readout."""
@@ -273,8 +280,8 @@ class ChainedBlock(Block):
 
     Args:
         blocks: In order; hand-over normalisation stays between them, detaching does not.
-        losses: `last`: only the last block's readout is kept and learned from, by its scores' loss. `all`: the losses
-            are summed.
+        losses: `last`: only the last block's readout and relation are kept and learned from. `all`: the losses are
+            summed.
         name: As for `LocalBlock`.
         fusion: How the readouts make up the block's log-probabilities (only with `all`).
     """
@@ -294,7 +301,7 @@ class ChainedBlock(Block):
             raise ModelError(f"losses must be `last` or `all`, got `{losses}`")
         leaves = [leaf for block in blocks for leaf in block.leaves()]
         if losses == "last":
-            leaves = [*(leaf.without_readout() for leaf in leaves[:-1]), leaves[-1].with_scores_alone()]
+            leaves = [*(leaf.without_readout() for leaf in leaves[:-1]), leaves[-1]]
         self.name = name or ""
         self.losses = losses
         self.layers = nn.ModuleList(leaves)
@@ -337,6 +344,11 @@ class ChainedBlock(Block):
         learning = [leaf for leaf in self.leaves() if leaf.readout is not None]
         losses = [leaf.loss((own,), y, row_weight) for leaf, own in zip(learning, readings, strict=True)]
         return sum(losses[1:], start=losses[0])
+
+    def readout_log_probabilities(self, readings: tuple[Reading, ...]) -> tuple[Tensor, ...]:
+        """Log-probabilities (N, K) of each readout."""
+        learning = [leaf for leaf in self.leaves() if leaf.readout is not None]
+        return tuple(leaf.readout_log_probabilities((own,))[0] for leaf, own in zip(learning, readings, strict=True))
 
     def log_probabilities(self, readings: tuple[Reading, ...]) -> Tensor:
         """Weighted sum (N, K) of the readouts' log-probabilities."""

@@ -116,7 +116,11 @@ def pretrain(
     """Pretrain a network layer by layer and keep the weights that do best on validation data."""
     from edgeff.pretrain_job import PretrainJob, prepare
     from edgeff.pretrain_settings import PretrainSettings
+    from edgeff.rule import merged_rules
 
+    base = recipe.rule if recipe else {}
+    if recipe and factory is not None and preset == recipe.options.get("preset"):
+        preset, base = None, {}
     if (preset is None) == (factory is None):
         raise click.UsageError("give either --preset or --model")
     job = PretrainJob(
@@ -128,7 +132,7 @@ def pretrain(
         test=test,
         input_shape=input_shape,
         width=width,
-        rule={**(recipe.rule if recipe else {}), **cli_network.rule_settings(rules)},
+        rule=merged_rules(base, cli_network.rule_settings(rules)),
     )
     prepared = prepare(job, data_dir=data_dir)
     with ProgressLine("pretrain", prepared.steps) as line:

@@ -56,8 +56,9 @@ def study(
         threads=threads,
         report=lambda line: click.echo(line, err=True),
     )
-    found = run(settings)
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = run(settings)
         found.write(out)
     except OSError as error:
         raise RunError(f"`{out}` cannot be written: {error.strerror or error}", hint="check the path") from error

@@ -283,7 +283,9 @@ def _need_readouts(groups: Sequence[Sequence[LocalBlock]], losses: Losses) -> No
 
 def _group(group: Sequence[LocalBlock], layers: Layers, losses: Losses) -> Block:
     if layers == "whole":
-        return ChainedBlock(group, losses=losses, name="whole")
+        # With the last loss alone this is back-propagation, which has scores to learn from and nothing else.
+        last = group[-1].with_scores_alone() if losses == "last" else group[-1]
+        return ChainedBlock([*group[:-1], last], losses=losses, name="whole")
     name = f"{group[0].name}-{group[-1].name}"
     return group[0] if len(group) == 1 else ChainedBlock(group, losses=losses, name=name)
 

@@ -122,6 +122,13 @@ class SuperClassObjective:
         log_probability = torch.log((powers * inside).sum(dim=1) + 1e-30) - torch.log(powers.sum(dim=1))
         return -(log_probability * row_weight).sum()
 
+    def log_probabilities(self, scores: Tensor) -> Tensor:
+        """Log-probabilities (N, K) of the classes: that of their group, divided evenly, as nothing else is learned."""
+        same = self._same(scores)
+        powers = torch.exp(scores - scores.amax(dim=1, keepdim=True))
+        share = (powers @ same) / (powers.sum(dim=1, keepdim=True) * same.sum(dim=1))
+        return torch.log(share + 1e-30)
+
     def _same(self, like: Tensor) -> Tensor:
         groups = torch.tensor(self.groups, device=like.device)
         return (groups[:, None] == groups).to(like.dtype)

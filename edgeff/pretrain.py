@@ -69,7 +69,7 @@ class PretrainResult:
     Attributes:
         network: With the weights and the fusion of the best epoch, on the CPU, in evaluation mode.
         history: One entry per epoch.
-        best_epoch: Highest validation accuracy; of equal ones the lowest validation loss.
+        best_epoch: Whose weights are kept: the highest validation accuracy, of equal ones the lowest loss; or the last.
     """
 
     network: LocalNetwork

@@ -13,6 +13,7 @@ import torch
 from edgeff.data import open_dataset
 from edgeff.dataset import Dataset
 from edgeff.errors import ModelError
+from edgeff.feed import check_fit
 from edgeff.learner import Evaluation
 from edgeff.model import LocalNetwork
 from edgeff.preprocess import Preprocessing, fit_preprocessing
@@ -133,7 +134,7 @@ def prepare(job: PretrainJob, *, data_dir: Path | None) -> Prepared:
 
     Raises:
         DataError: Data that are not there or malformed.
-        ModelError: A network that cannot be built.
+        ModelError: A network that cannot be built, or that does not fit the data.
     """
     rows = open_dataset(job.data, data_dir=data_dir)
     test = open_dataset(job.test, data_dir=data_dir) if job.test else None
@@ -144,6 +145,8 @@ def prepare(job: PretrainJob, *, data_dir: Path | None) -> Prepared:
     else:
         train, held_out = train_validation_split(rows, VALIDATION_SHARE, seed)
     preprocessing = fit_preprocessing(train, network.input_shape, dtype=network.input_dtype)
+    # Before the hours that training may take.
+    check_fit(network, preprocessing, train, held_out, *([] if test is None else [test]))
     return Prepared(network, train, held_out, test, preprocessing, job.settings)
 
 

@@ -7,7 +7,6 @@ A recipe holds what `edgeff pretrain` takes on its command line, in tables for p
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -133,7 +132,8 @@ def _section(table: Mapping[str, Any], section: str, name: str, known: Mapping[s
 
 def _is(value: str | int | float, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # A whole number may have more digits than a float can hold.
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return type(value) is kind
 
 

@@ -201,6 +201,17 @@ class LocalRule:
         return cls(**{name: _from_text(name, value, kinds[name]) for name, value in values.items()})
 
 
+def merged_rules(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A rule's settings with some changed; of the old ones, those go that say nothing any more.
+
+    >>> merged_rules({"relation": "contrast", "relation_weight": 2.0}, {"relation": "none"})
+    {'relation': 'none'}
+    """
+    values = {one.name: one.default for one in fields(LocalRule)} | {**base, **changes}
+    idle = {name for other, needed, only in _MEANT_FOR if values[other] not in needed for name in only}
+    return {**{name: value for name, value in base.items() if name not in idle}, **changes}
+
+
 _HANDOVERS: Mapping[HandoverName, Callable[[], Part]] = {
     "layer-norm": LayerNormHandover,
     "group-norm": GroupNormHandover,

@@ -32,6 +32,7 @@ class ZooModel:
         data: That it was trained on.
         licence: Of the data, some rows of which travel along unless it says otherwise.
         edgeff_version: That trained it.
+        replay: Rows of the data travel along.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ZooModel:
     data: str
     licence: str
     edgeff_version: str
+    replay: bool
 
     @property
     def path(self) -> Path:
@@ -57,8 +59,8 @@ class ZooModel:
         """What makes it again."""
         run = f"runs/{self.name}"
         return (
-            f"edgeff pretrain --recipe {self.recipe} --seed {self.seed} --threads 1 --out {run}",
-            f"edgeff export {run} --out {self.name}.zip",
+            f"edgeff pretrain --recipe {self.recipe} --seed {self.seed} --threads 1 --data-dir DATA --out {run}",
+            f"edgeff export {run} --out {self.name}.zip{'' if self.replay else ' --no-replay'}",
         )
 
 
@@ -100,10 +102,10 @@ def copy_model(model: ZooModel, out: Path) -> None:
     """
     if out.suffix != ".zip":
         raise ArtifactError(f"`{out}` is no name for a zip file", hint=f"write for example `--out {model.name}.zip`")
-    if out.exists():
-        raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place")
     try:
-        shutil.copyfile(model.path, out)
+        with out.open("xb") as target, model.path.open("rb") as source:
+            shutil.copyfileobj(source, target)
+    except FileExistsError as error:
+        raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place") from error
     except OSError as error:
-        out.unlink(missing_ok=True)
         raise ArtifactError(f"`{out}` cannot be written: {error.strerror or error}", hint="check the path") from error

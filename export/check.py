@@ -318,18 +318,16 @@ def compares_rows(block: nn.Module) -> bool:
 
 
 def _errors(block: nn.Module, graphs: BlockGraphs, runs: Mapping[GraphKind, Any], trial: Trial) -> dict[_Output, float]:
-    """Of every output of every graph, and of a batch in two parts unless the block compares rows."""
+    """Of every output of every graph, and of a batch in two parts."""
     found = {
         _Output(kind, name): relative_error(value, trial.expected[kind][name])
         for kind, model in graphs.models.items()
         for name, value in run_in_place(model, runs[kind], trial.feeds).items()
     }
-    if compares_rows(block):
-        return found
-    # A mask that a seed gives counts the rows of a run from 0, so that it differs between the parts of a batch.
-    kind: GraphKind = (
-        "forward" if "seed" in {value.name for value in graphs.models["accumulate"].graph.input} else "accumulate"
-    )
+    # A mask that a seed gives counts the rows of a run from 0, so that it differs between the parts of a batch; what
+    # compares rows does so in learning alone.
+    drops = "seed" in {value.name for value in graphs.models["accumulate"].graph.input}
+    kind: GraphKind = "forward" if drops or compares_rows(block) else "accumulate"
     parts = _in_two_parts(graphs.models[kind], runs[kind], trial.feeds)
     how = ", run on a batch in two parts,"
     return found | {

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+
+import numpy as np
 
 from edgeff.manifest import BlockSpec, Manifest
 from edgeff.runtime.buffers import filling_bytes
 from edgeff.runtime.cost import run_seconds, update_seconds
+from edgeff.runtime.order import even_parts
+from edgeff.runtime.plan import rows_together
 from edgeff.runtime.plan_bytes import beside, graph_transient_bytes
 from edgeff.runtime.plan_parts import BlockPlan, Bytes, Phase, Plan
 
@@ -175,7 +179,7 @@ class _Clock:
         inside = beside(self.plan.arena_bytes, filling, max(part.transient_bytes, *forward, 0))
         cycles = tuple(
             (*(self._bar(spec, "forward", size) for spec in before), *self._chain([pairs[index]], size))
-            for size in self._micro_batches()
+            for size in self._micro_batches([pairs[index][0].name])
         )
         return _Act(phase.name, _less(phase.resident, inside), cycles, self._applies([pairs[index]]))
 
@@ -185,11 +189,11 @@ class _Clock:
     def _phase(self, name: str) -> Phase:
         return next(phase for phase in self.plan.phases if phase.name == name)
 
-    def _micro_batches(self) -> list[int]:
-        """Rows of each, as equal as can be."""
-        batch = self.plan.batch_size
-        count = -(-batch // self.plan.micro_batch)
-        return [batch // count + (number < batch % count) for number in range(count)]
+    def _micro_batches(self, trained: Collection[str] | None = None) -> list[int]:
+        """Rows of each, cut as the trainer cuts them; `trained`: blocks that learn from them, None for the plan's."""
+        names = [part.block for part in self.plan.blocks if part.trained] if trained is None else trained
+        together = rows_together(self.manifest, names)
+        return [len(part) for part in even_parts(np.arange(self.plan.batch_size), self.plan.micro_batch, together)]
 
     def _chain(self, pairs: Sequence[tuple[BlockSpec, BlockPlan]], rows: int) -> tuple[Bar, ...]:
         return tuple(

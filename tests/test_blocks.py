@@ -166,3 +166,18 @@ def test_deep_supervision_keeps_every_relation() -> None:
 def test_a_temperature_is_learned_a_number_or_a_part(choice: object) -> None:
     with pytest.raises(ModelError, match="temperature must be `learned`, a number or a part, got"):
         LocalBlock(nn.Identity(), temperature=choice)  # type: ignore[arg-type]
+
+
+def test_batch_norm_behind_the_activation_is_refused_too() -> None:
+    block = LocalBlock(nn.Linear(4, 6), auxiliary=nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5)))
+    with pytest.raises(ModelError, match=r"`BatchNorm1d` .* needs statistics of a whole batch"):
+        block.build((4,), 3)
+
+
+def test_a_pair_of_layers_keeps_the_last_ones_relation_and_the_whole_network_by_one_loss_none() -> None:
+    blocks = [LocalBlock(nn.Linear(4, 4), relation=SimilarityMatching()) for _ in range(4)]
+    network = LocalNetwork(blocks, input_shape=(4,), classes=3)
+    pairs = network.regroup("2-layer", "last")
+    assert [[leaf.relation is not None for leaf in block.leaves()] for block in pairs.sequence] == [[False, True]] * 2
+    (whole,) = network.regroup("whole", "last").sequence
+    assert not whole.compares_rows

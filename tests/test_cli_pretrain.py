@@ -455,3 +455,30 @@ def test_a_model_without_class_names_takes_data_with_any(tmp_path: Path) -> None
     edgeff("export", run, "--out", artifact)
     assert open_artifact(artifact).manifest.classes == ("0", "1", "2")
     assert edgeff("evaluate", artifact, "--data", tmp_path / "named.npz").exit_code == 0
+
+
+def test_a_network_of_ones_own_takes_the_place_of_a_recipes(tiny: TinyRun, tmp_path: Path) -> None:
+    recipe, model = tmp_path / "mine.toml", tmp_path / "model.py"
+    recipe.write_text(
+        f'about = "x"\n[data]\ndata = "{tiny.own}"\n[network]\npreset = "har-cnn"\n[training]\nepochs = 1\n'
+        '[rule]\nprojection = "fixed"\n'
+    )
+    model.write_text(
+        "from torch import nn\nfrom edgeff.model import LocalBlock, LocalNetwork\n"
+        "def build():\n    layer = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU())\n"
+        "    return LocalNetwork([LocalBlock(layer)], input_shape=(6, 32), classes=3)\n"
+    )
+    out = tmp_path / "run"
+    result = edgeff("pretrain", "--recipe", recipe, "--model", f"{model}:build", "--out", out, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "recipe.json").read_text())["source"]["kind"] == "factory"
+
+
+def test_test_data_that_do_not_fit_are_refused_before_training(tiny: TinyRun, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.npz"
+    np.savez(wrong, x=np.zeros((4, 6, 31), np.int16), y=np.arange(4) % 3)
+    result = edgeff(
+        "pretrain", "--preset", "har-cnn", "--data", tiny.own, "--test", wrong, "--out", tmp_path / "run", "--epochs", 1
+    )
+    assert (result.exit_code, (tmp_path / "run").exists()) == (1, False)
+    assert "has rows of (6, 31), preprocessing takes (6, 32)" in result.stderr

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from edgeff.blocks import LocalBlock
 from edgeff.errors import ModelError
 from edgeff.objective import (
     CrossEntropyObjective,
@@ -217,3 +218,18 @@ def test_even_groups_are_consecutive_and_as_even_as_can_be(classes: int, count: 
 def test_even_groups_are_what_super_classes_take(classes: int, count: int) -> None:
     groups = even_groups(classes, min(classes, count))
     assert SuperClassObjective(groups).groups == groups
+
+
+def test_a_block_of_super_classes_divides_their_probability_evenly_in_the_prediction() -> None:
+    scores = torch.randn(4, 5, dtype=torch.float64) * 3
+    groups = (0, 0, 1, 1, 1)
+    found = SuperClassObjective(groups).log_probabilities(scores).exp()
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(4, dtype=torch.float64))
+    probabilities = torch.softmax(scores, dim=1)
+    for label, group in enumerate(groups):
+        members = [other for other, own in enumerate(groups) if own == group]
+        torch.testing.assert_close(found[:, label], probabilities[:, members].sum(dim=1) / len(members))
+    block = LocalBlock(nn.Linear(3, 8), objective=SuperClassObjective(groups))
+    block.build((3,), 5)
+    _, readings = block(torch.randn(2, 3))
+    torch.testing.assert_close(block.log_probabilities(readings)[:, 0], block.log_probabilities(readings)[:, 1])

@@ -191,3 +191,27 @@ def test_help_lists_every_study() -> None:
     text = edgeff("study", "--help").stdout
     for name in ("compare", "ablation", "depth", "k-conflict", "coarse-fine", "systems", "adapt"):
         assert re.search(rf"^\s+{name}\s+\S", text, re.MULTILINE)
+
+
+def test_recipes_of_other_data_are_not_compared(recipe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.read_text().replace("train.npz", "own.npz"))
+    result = edgeff("study", "compare", "--recipe", recipe, "--recipe", other, "--out", tmp_path / "out", *ONCE)
+    assert (result.exit_code, "recipe `other` is of other data than `tiny`" in result.stderr) == (1, True)
+
+
+def test_back_propagation_takes_no_relation_from_a_recipe(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text() + '[rule]\nrelation = "similarity"\nprojection = "fixed"\n')
+    out = tmp_path / "out"
+    result = edgeff("study", "depth", "--recipe", recipe, "--out", out, *ONCE)
+    assert result.exit_code == 0, result.output
+    described = json.loads((out / "runs" / "tiny-bp-deepsup-seed0" / "recipe.json").read_text())["network"]["blocks"][0]
+    assert all("relation" not in layer for layer in described["layers"])
+    assert all(layer["projection"]["part"] == "FixedProjection" for layer in described["layers"])
+
+
+def test_a_place_where_no_folder_can_be_is_said_to_be_one(recipe: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    result = edgeff("study", "depth", "--recipe", recipe, "--out", taken, *ONCE)
+    assert (result.exit_code, "cannot be written: File exists" in result.stderr) == (1, True)

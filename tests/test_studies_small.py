@@ -30,7 +30,7 @@ def test_the_sweep_over_classes_tells_of_synthetic_data_where_there_are_no_image
     monkeypatch.delenv("EDGEFF_DATA_DIR", raising=False)
     result = edgeff("study", "k-conflict", "--out", tmp_path / "out", *ONCE)
     assert result.exit_code == 0, result.output
-    assert "images are left out: no data set `cifar10` at hand" in result.stderr
+    assert "images are left out: `cifar10` was asked for" in result.stderr
     rows = rows_of(tmp_path / "out" / "k-conflict.csv")
     assert [(row["classes"], row["method"]) for row in rows] == [
         (count, method) for count in ("2", "4") for method in ("local", "bp-deepsup", "bp")

@@ -12,6 +12,7 @@ from edgeff.errors import ModelError
 from edgeff.export import ExportSettings, export_network
 from edgeff.model import LocalNetwork
 from edgeff.pretrain_job import Prepared, PretrainJob, prepare
+from edgeff.pretrain_settings import Mode
 from edgeff.recipe import Recipe, read_recipe
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
@@ -19,22 +20,22 @@ from edgeff.studies.findings import Findings, Row, base_below, points
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, run_name, spread
 
-_GLOBAL = ("bp-deepsup", "bp")
+_GLOBAL: tuple[Mode, ...] = ("bp-deepsup", "bp")
 
 
 def compare(settings: StudySettings) -> Findings:
     """Each recipe's local learning, and back-propagation with and without deep supervision on the first one's backbone.
 
     Raises:
-        ModelError: No recipe is given.
+        ModelError: No recipe is given, or one of other data.
     """
     if not settings.recipes:
         raise ModelError("study `compare` needs a recipe", hint="for example `--recipe hapt-cpu`")
     rows = list(_rows([read_recipe(name) for name in settings.recipes], settings))
     accuracies: dict[str | float, float] = {str(row["method"]): 100 * float(row["test_accuracy"] or 0) for row in rows}
     return Findings(
-        name=f"compare-{rows[0]['recipe']}",
-        title=f"Local learning and back-propagation on {rows[0]['recipe']}",
+        name=f"compare-{read_recipe(settings.recipes[0]).name}",
+        title=f"Local learning and back-propagation on {read_recipe(settings.recipes[0]).name}",
         rows=rows,
         panels=[Panel("test accuracy, % (mean)", {"accuracy": accuracies}, base=base_below(accuracies.values()))],
         paragraph=_paragraph(rows),
@@ -43,13 +44,23 @@ def compare(settings: StudySettings) -> Findings:
 
 def _rows(recipes: list[Recipe], settings: StudySettings) -> Iterator[Row]:
     first = PretrainJob.of_recipe(recipes[0])
-    jobs = {local_name(recipe): (recipe.name, PretrainJob.of_recipe(recipe)) for recipe in recipes}
-    # The same network by the plain rule, one loss or all of them: relations and joined layers are the local recipes'.
+    jobs: dict[str, tuple[str, PretrainJob]] = {}
+    for recipe in recipes:
+        job, name = PretrainJob.of_recipe(recipe), local_name(recipe)
+        if (job.data, job.test) != (first.data, first.test):
+            raise ModelError(f"recipe `{recipe.name}` is of other data than `{recipes[0].name}`")
+        jobs[f"{name} ({recipe.name})" if name in jobs else name] = (recipe.name, job)
     for mode in _GLOBAL:
-        jobs[mode] = (recipes[0].name, first.with_settings(mode=mode, layers="1-layer"))
-    for method, (recipe, job) in jobs.items():
-        outcomes = over_seeds(job, run_name(recipe, method), settings)
-        yield _row(recipe, method, outcomes, prepare(job, data_dir=settings.data_dir))
+        jobs[mode] = (recipes[0].name, global_job(first, mode))
+    for method, (source, job) in jobs.items():
+        outcomes = over_seeds(job, run_name(source, method), settings)
+        yield _row(source, method, outcomes, prepare(job, data_dir=settings.data_dir))
+
+
+def global_job(job: PretrainJob, mode: Mode) -> PretrainJob:
+    """Back-propagation on a job's network: joined layers, relations and coarse targets are of local learning alone."""
+    rule = {key: value for key, value in job.rule.items() if not key.startswith(("relation", "probe", "super_"))}
+    return replace(job, rule=rule).with_settings(mode=mode, layers="1-layer", losses="last")
 
 
 def local_name(recipe: Recipe) -> str:

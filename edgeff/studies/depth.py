@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from edgeff.pretrain_job import PretrainJob
 from edgeff.recipe import Recipe, read_recipe
-from edgeff.studies.compare import local_name
+from edgeff.studies.compare import global_job, local_name
 from edgeff.studies.findings import Findings, Row, points
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import StudySettings, mean, over_seeds, run_name
@@ -35,7 +35,7 @@ def depth(settings: StudySettings) -> Findings:
 
 def _rows(recipe: Recipe, settings: StudySettings) -> Iterator[Row]:
     job = PretrainJob.of_recipe(recipe)
-    deep = job.with_settings(mode="bp-deepsup", layers="1-layer")
+    deep = global_job(job, "bp-deepsup")
     for method, changed in {local_name(recipe): job, "bp-deepsup": deep}.items():
         outcomes = over_seeds(changed, run_name(recipe.name, method), settings)
         common: Row = {"method": method, "seeds": len(outcomes)}

@@ -59,7 +59,7 @@ def measure_torch(
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or f"ended with code {done.returncode}").splitlines()[-1]
-        raise RunError(f"`{method}` on PyTorch failed: {reason}", hint="there may not be enough memory: see --out")
+        raise RunError(f"`{method}` on PyTorch failed: {reason}", hint="there may not be enough memory")
     return TorchMeasured(**json.loads(done.stdout))
 
 
