@@ -145,8 +145,8 @@ def prepare(job: PretrainJob, *, data_dir: Path | None) -> Prepared:
     else:
         train, held_out = train_validation_split(rows, VALIDATION_SHARE, seed)
     preprocessing = fit_preprocessing(train, network.input_shape, dtype=network.input_dtype)
-    # Before the hours that training may take.
-    check_fit(network, preprocessing, train, held_out, *([] if test is None else [test]))
+    if test is not None:  # before the hours that training may take, which looks at the others itself
+        check_fit(network, preprocessing, test)
     return Prepared(network, train, held_out, test, preprocessing, job.settings)
 
 
@@ -167,12 +167,24 @@ def build_network(job: PretrainJob, rows: Dataset) -> LocalNetwork:
             return load_factory(job.factory)
     name = str(job.preset)
     classes = rows.classes or int(rows.y.max()) + 1
-    shape = _shape(name, job.input_shape, rows)
+    shape = preset_shape(name, job.input_shape, rows)
     return preset(name, input_shape=shape, classes=classes, width=job.width, rule=job.rule, seed=job.settings.seed)
 
 
-def _shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None:
-    """The shape asked for; else channels first what the rows have, where they differ from what the preset takes."""
+def preset_shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] | None:
+    """The shape asked for; else channels first what the rows have, where they differ from what the preset takes.
+
+    Args:
+        name: Of the preset.
+        text: `C,H,W`, or None for what follows from the rows.
+        rows: Raw rows.
+
+    Returns:
+        The shape; None for the preset's own.
+
+    Raises:
+        ModelError: The text is no shape.
+    """
     if text is not None:
         try:
             return tuple(int(part) for part in text.split(","))

@@ -10,7 +10,6 @@ from pathlib import Path
 from edgeff.artifact import open_artifact
 from edgeff.errors import ModelError
 from edgeff.export import ExportSettings, export_network
-from edgeff.model import LocalNetwork
 from edgeff.pretrain_job import Prepared, PretrainJob, prepare
 from edgeff.pretrain_settings import Mode
 from edgeff.recipe import Recipe, read_recipe
@@ -31,11 +30,12 @@ def compare(settings: StudySettings) -> Findings:
     """
     if not settings.recipes:
         raise ModelError("study `compare` needs a recipe", hint="for example `--recipe hapt-cpu`")
-    rows = list(_rows([read_recipe(name) for name in settings.recipes], settings))
+    recipes = [read_recipe(name) for name in settings.recipes]
+    rows = list(_rows(recipes, settings))
     accuracies: dict[str | float, float] = {str(row["method"]): 100 * float(row["test_accuracy"] or 0) for row in rows}
     return Findings(
-        name=f"compare-{read_recipe(settings.recipes[0]).name}",
-        title=f"Local learning and back-propagation on {read_recipe(settings.recipes[0]).name}",
+        name=f"compare-{recipes[0].name}",
+        title=f"Local learning and back-propagation on {recipes[0].name}",
         rows=rows,
         panels=[Panel("test accuracy, % (mean)", {"accuracy": accuracies}, base=base_below(accuracies.values()))],
         paragraph=_paragraph(rows),
@@ -91,7 +91,7 @@ def training_bytes(prepared: Prepared) -> int:
 
     Batch and optimiser are the job's, with one row at a time where no rows are compared.
     """
-    network: LocalNetwork = prepared.settings.prepare(prepared.network)
+    network = prepared.settings.prepare(prepared.network)
     with tempfile.TemporaryDirectory() as folder:
         spec = ExportSettings(optimizer=prepared.settings.optimizer_spec())
         path = export_network(network, Path(folder) / "a", preprocessing=prepared.preprocessing, settings=spec)

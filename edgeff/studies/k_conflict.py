@@ -19,7 +19,7 @@ from edgeff.dataset import Dataset
 from edgeff.errors import DataError
 from edgeff.preprocess import fit_preprocessing
 from edgeff.presets import preset
-from edgeff.pretrain_job import VALIDATION_SHARE, Prepared
+from edgeff.pretrain_job import VALIDATION_SHARE, Prepared, preset_shape
 from edgeff.pretrain_settings import Mode, PretrainSettings
 from edgeff.split import train_validation_split
 from edgeff.studies.findings import Findings, Row
@@ -128,14 +128,12 @@ def prepared(data: Data, network: str, classes: int, method: Mode, seed: int, se
     """A preset at half its width on some data: rows (D,), or images (C, H, W) or (H, W, C)."""
     own, test = data
     train, validation = train_validation_split(own, VALIDATION_SHARE, seed)
-    shape = tuple(int(size) for size in own.x.shape[1:])
-    shape = (shape[-1], *shape[:-1]) if len(shape) == 3 and shape[-1] < shape[0] else shape
-    names = own.classes or classes
-    built = preset(network, input_shape=shape, classes=names, width=0.5, seed=seed)
+    shape = preset_shape(network, None, own)
+    built = preset(network, input_shape=shape, classes=own.classes or classes, width=0.5, seed=seed)
     chosen = PretrainSettings(
         epochs=settings.epochs or EPOCHS, batch_size=64, mode=method, seed=seed, threads=settings.threads
     )
-    return Prepared(built, train, validation, test, fit_preprocessing(train, shape), chosen)
+    return Prepared(built, train, validation, test, fit_preprocessing(train, built.input_shape), chosen)
 
 
 def _paragraph(rows: list[Row]) -> str:
