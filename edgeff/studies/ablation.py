@@ -8,7 +8,7 @@ from dataclasses import replace
 from edgeff.pretrain_job import PretrainJob
 from edgeff.recipe import read_recipe
 from edgeff.rule import Setting
-from edgeff.studies.findings import Findings, Row, base_below, points
+from edgeff.studies.findings import Findings, Row, base_below, number, points
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, run_name, spread
 
@@ -28,7 +28,7 @@ def ablation(settings: StudySettings) -> Findings:
     rows = list(_rows(PretrainJob.of_recipe(recipe), recipe.name, settings))
     series: dict[str, dict[str | float, float]] = {"fused": {}, "last block alone": {}}
     for row in rows:
-        series[str(row["prediction"])][str(row["rule"])] = 100 * float(row["test_accuracy"] or 0)
+        series[str(row["prediction"])][str(row["rule"])] = 100 * number(row, "test_accuracy")
     every = [value for values in series.values() for value in values.values()]
     return Findings(
         name=f"ablation-{recipe.name}",
@@ -59,7 +59,7 @@ def _row(rule: str, prediction: str, outcomes: list[Outcome], accuracies: list[f
 
 
 def _paragraph(rows: list[Row]) -> str:
-    found = {(str(row["rule"]), str(row["prediction"])): float(row["test_accuracy"] or 0) for row in rows}
+    found = {(str(row["rule"]), str(row["prediction"])): number(row, "test_accuracy") for row in rows}
     whole = found["DTG-FF", "fused"]
     said = [f"{rule} is {points(found[rule, 'fused'] - whole)} it" for rule in VARIANTS if rule != "DTG-FF"]
     last = f"without fusion the last block is {points(found['DTG-FF', 'last block alone'] - whole)} it"

@@ -31,7 +31,7 @@ from edgeff.runtime.network import open_network
 from edgeff.runtime.plan import plan
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.split import calibration_split, stratified_rows
-from edgeff.studies.findings import Findings, Row, base_below
+from edgeff.studies.findings import Findings, Row, base_below, number
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import StudySettings, mean, run_name, run_prepared
 
@@ -94,7 +94,7 @@ def adapt(settings: StudySettings) -> Findings:
         )
     series: dict[str, dict[str | float, float]] = {}
     for row in rows:
-        series.setdefault(str(row["method"]), {})[str(row["scenario"])] = 100 * float(row["new_accuracy"] or 0)
+        series.setdefault(str(row["method"]), {})[str(row["scenario"])] = 100 * number(row, "new_accuracy")
     lowest = base_below(value for values in series.values() for value in values.values())
     return Findings(
         "adapt",
@@ -275,12 +275,12 @@ def _paragraph(rows: list[Row]) -> str:
     said = []
     for scenario in dict.fromkeys(str(row["scenario"]) for row in rows):
         own = {str(row["method"]): row for row in rows if row["scenario"] == scenario}
-        new = {method: 100 * float(row["new_accuracy"] or 0) for method, row in own.items()}
+        new = {method: 100 * number(row, "new_accuracy") for method, row in own.items()}
         local, whole = own[LOCAL], own[GLOBAL]
         said.append(
             f"{scenario}: {new[NONE]:.1f} % before; local updates {new[LOCAL]:.1f} %, back-propagation "
             f"{new[GLOBAL]:.1f} %, the last block alone {new[LAST]:.1f} %; forgotten of the old "
-            f"{100 * float(local['forgotten'] or 0):+.1f}, {100 * float(whole['forgotten'] or 0):+.1f} and "
-            f"{100 * float(own[LAST]['forgotten'] or 0):+.1f} points"
+            f"{100 * number(local, 'forgotten'):+.1f}, {100 * number(whole, 'forgotten'):+.1f} and "
+            f"{100 * number(own[LAST], 'forgotten'):+.1f} points"
         )
     return ". ".join(text[0].upper() + text[1:] for text in said) + "."

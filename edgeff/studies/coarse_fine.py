@@ -12,7 +12,7 @@ from edgeff.class_names import CIFAR100_COARSE
 from edgeff.data import open_dataset
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
-from edgeff.studies.findings import Findings, Row
+from edgeff.studies.findings import Findings, Row, number
 from edgeff.studies.k_conflict import METHODS, Data, prepared
 from edgeff.studies.label_sets import in_groups, of_classes, random_groups
 from edgeff.studies.picture import Panel
@@ -36,7 +36,7 @@ def coarse_fine(settings: StudySettings) -> Findings:
     rows = list(_rows(name, train, test, groups, settings))
     series: dict[str, dict[str | float, float]] = {}
     for row in rows:
-        series.setdefault(str(row["method"]), {})[str(row["labels"])] = 100 * float(row["test_accuracy"] or 0)
+        series.setdefault(str(row["method"]), {})[str(row["labels"])] = 100 * number(row, "test_accuracy")
     return Findings(
         "coarse-fine",
         f"The same images of {name} under three sets of labels",
@@ -92,7 +92,7 @@ def _labelled(data: Data, name: str, labels: str, groups: tuple[int, ...], seed:
 
 
 def _paragraph(name: str, rows: list[Row]) -> str:
-    gap = {str(row["labels"]): 100 * float(row["ahead_of_bp"] or 0) for row in rows if row["method"] == "local"}
+    gap = {str(row["labels"]): 100 * number(row, "ahead_of_bp") for row in rows if row["method"] == "local"}
     count = next(row["classes"] for row in rows if row["labels"] == COARSE)
     return (
         f"On {name}, local learning less back-propagation is {gap[FINE]:+.2f} points with the fine labels, "

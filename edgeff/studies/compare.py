@@ -15,7 +15,7 @@ from edgeff.pretrain_settings import Mode
 from edgeff.recipe import Recipe, read_recipe
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
-from edgeff.studies.findings import Findings, Row, base_below, points
+from edgeff.studies.findings import Findings, Row, base_below, number, points
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, run_name, spread
 
@@ -32,7 +32,7 @@ def compare(settings: StudySettings) -> Findings:
         raise ModelError("study `compare` needs a recipe", hint="for example `--recipe hapt-cpu`")
     recipes = [read_recipe(name) for name in settings.recipes]
     rows = list(_rows(recipes, settings))
-    accuracies: dict[str | float, float] = {str(row["method"]): 100 * float(row["test_accuracy"] or 0) for row in rows}
+    accuracies: dict[str | float, float] = {str(row["method"]): 100 * number(row, "test_accuracy") for row in rows}
     return Findings(
         name=f"compare-{recipes[0].name}",
         title=f"Local learning and back-propagation on {recipes[0].name}",
@@ -101,7 +101,7 @@ def training_bytes(prepared: Prepared) -> int:
 
 
 def _paragraph(rows: list[Row]) -> str:
-    by_method = {str(row["method"]): float(row["test_accuracy"] or 0) for row in rows}
+    by_method = {str(row["method"]): number(row, "test_accuracy") for row in rows}
     local = {method: accuracy for method, accuracy in by_method.items() if method not in _GLOBAL}
     best = max(local, key=lambda method: local[method])
     said = [

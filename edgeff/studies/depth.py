@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from edgeff.pretrain_job import PretrainJob
 from edgeff.recipe import Recipe, read_recipe
 from edgeff.studies.compare import global_job, local_name
-from edgeff.studies.findings import Findings, Row, points
+from edgeff.studies.findings import Findings, Row, number, points
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import StudySettings, mean, over_seeds, run_name
 
@@ -22,7 +22,7 @@ def depth(settings: StudySettings) -> Findings:
     series: dict[str, dict[str | float, float]] = {}
     for row in rows:
         if row["block"] != FUSED:
-            series.setdefault(str(row["method"]), {})[float(row["block"] or 0)] = 100 * float(row["test_accuracy"] or 0)
+            series.setdefault(str(row["method"]), {})[number(row, "block")] = 100 * number(row, "test_accuracy")
     lowest = min(value for values in series.values() for value in values.values())
     return Findings(
         name=f"depth-{recipe.name}",
@@ -39,9 +39,9 @@ def _rows(recipe: Recipe, settings: StudySettings) -> Iterator[Row]:
     for method, changed in {local_name(recipe): job, "bp-deepsup": deep}.items():
         outcomes = over_seeds(changed, run_name(recipe.name, method), settings)
         common: Row = {"method": method, "seeds": len(outcomes)}
-        for number in range(len(outcomes[0].readout_accuracy)):
-            accuracy = mean([one.readout_accuracy[number] for one in outcomes])
-            yield {**common, "block": number + 1, "test_accuracy": accuracy}
+        for place in range(len(outcomes[0].readout_accuracy)):
+            accuracy = mean([one.readout_accuracy[place] for one in outcomes])
+            yield {**common, "block": place + 1, "test_accuracy": accuracy}
         yield {**common, "block": FUSED, "test_accuracy": mean([one.test_accuracy for one in outcomes])}
 
 
@@ -49,9 +49,9 @@ def _paragraph(rows: list[Row]) -> str:
     said = []
     for method in dict.fromkeys(str(row["method"]) for row in rows):
         own = [row for row in rows if row["method"] == method]
-        readouts = [float(row["test_accuracy"] or 0) for row in own if row["block"] != FUSED]
-        fused = float(own[-1]["test_accuracy"] or 0)
-        best = max(range(len(readouts)), key=lambda number: readouts[number])
+        readouts = [number(row, "test_accuracy") for row in own if row["block"] != FUSED]
+        fused = number(own[-1], "test_accuracy")
+        best = max(range(len(readouts)), key=lambda place: readouts[place])
         said.append(
             f"{method}: the first block reads {100 * readouts[0]:.2f} %, the best, {best + 1} of {len(readouts)}, "
             f"{100 * readouts[best]:.2f} %, the last {100 * readouts[-1]:.2f} %; fused, {100 * fused:.2f} %, "

@@ -71,6 +71,15 @@ class Findings:
         write_atomically(folder / f"{self.name}.md", markdown.encode())
 
 
+def number(row: Row, key: str) -> float:
+    """A cell as a number, 0 where it is empty.
+
+    >>> number({"accuracy": 0.5, "spread": None}, "accuracy"), number({"spread": None}, "spread")
+    (0.5, 0.0)
+    """
+    return float(row[key] or 0)
+
+
 def points(difference: float) -> str:
     """A difference of two shares for people.
 

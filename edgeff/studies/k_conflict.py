@@ -22,7 +22,7 @@ from edgeff.presets import preset
 from edgeff.pretrain_job import VALIDATION_SHARE, Prepared, preset_shape
 from edgeff.pretrain_settings import Mode, PretrainSettings
 from edgeff.split import train_validation_split
-from edgeff.studies.findings import Findings, Row
+from edgeff.studies.findings import Findings, Row, number
 from edgeff.studies.label_sets import of_classes
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import Report, StudySettings, mean, run_prepared, spread
@@ -50,7 +50,7 @@ def k_conflict(settings: StudySettings) -> Findings:
             f"{kind}: test accuracy less that of back-propagation, points, over the number of classes",
             {
                 method: {
-                    float(row["classes"] or 0): 100 * float(row["ahead_of_bp"] or 0)
+                    number(row, "classes"): 100 * number(row, "ahead_of_bp")
                     for row in rows
                     if row["data"] == kind and row["method"] == method
                 }
@@ -141,7 +141,7 @@ def _paragraph(rows: list[Row]) -> str:
     for kind in dict.fromkeys(str(row["data"]) for row in rows):
         local = [row for row in rows if row["data"] == kind and row["method"] == "local"]
         first, last = local[0], local[-1]
-        changes = [100 * float(row["ahead_of_bp"] or 0) for row in (first, last)]
+        changes = [100 * number(row, "ahead_of_bp") for row in (first, last)]
         direction = "gains" if changes[1] > changes[0] else "loses"
         said.append(
             f"On {kind} data local learning is {changes[0]:+.2f} points from back-propagation at {first['classes']} "
@@ -154,7 +154,7 @@ def _verdict(rows: list[Row]) -> list[str]:
     """Whether the paper's claim was seen: a growing lead on synthetic data and a growing gap on images."""
     ends = {}
     for kind in dict.fromkeys(str(row["data"]) for row in rows):
-        local = [float(row["ahead_of_bp"] or 0) for row in rows if row["data"] == kind and row["method"] == "local"]
+        local = [number(row, "ahead_of_bp") for row in rows if row["data"] == kind and row["method"] == "local"]
         ends[kind] = (local[0], local[-1])
     if len(ends) < 2:
         return []

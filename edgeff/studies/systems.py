@@ -19,7 +19,7 @@ from edgeff.export import ExportSettings, export_network
 from edgeff.preprocess import fit_preprocessing
 from edgeff.presets import preset
 from edgeff.runtime.measure import measure_method
-from edgeff.studies.findings import Findings, Row
+from edgeff.studies.findings import Findings, Row, number
 from edgeff.studies.picture import Panel
 from edgeff.studies.torch_process import METHODS, measure_torch
 from edgeff.studies.training import StudySettings
@@ -35,10 +35,10 @@ def systems(settings: StudySettings) -> Findings:
     """Local learning on edgeff's runtime, and back-propagation on it and on PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         artifact = _artifact(Path(folder) / "artifact", settings)
-        rows = sorted(_rows(artifact, settings), key=lambda row: int(row["training_bytes"] or 0))
+        rows = sorted(_rows(artifact, settings), key=lambda row: number(row, "training_bytes"))
     names = {f"{row['method']}, {row['runtime']}, micro-batch {row['micro_batch']}": row for row in rows}
-    mib: dict[str | float, float] = {name: int(row["training_bytes"] or 0) / 2**20 for name, row in names.items()}
-    speed: dict[str | float, float] = {name: float(row["rows_per_s"] or 0) for name, row in names.items()}
+    mib: dict[str | float, float] = {name: number(row, "training_bytes") / 2**20 for name, row in names.items()}
+    speed: dict[str | float, float] = {name: number(row, "rows_per_s") for name, row in names.items()}
     return Findings(
         name="systems",
         title=f"{PRESET} at width {WIDTH} on {'x'.join(map(str, SHAPE))}, AdamW, float32, batch {BATCH}",
@@ -95,10 +95,10 @@ def _row(method: str, runtime: str, size: int, floor: int, training: int, speed:
 def _paragraph(rows: list[Row]) -> str:
     local = [row for row in rows if row["method"] in OWN]
     others = [row for row in rows if row["method"] not in OWN]
-    small, rival = (min(part, key=lambda row: int(row["training_bytes"] or 0)) for part in (local, others))
-    fast, quick = (max(part, key=lambda row: float(row["rows_per_s"] or 0)) for part in (local, others))
-    ratio = int(small["training_bytes"] or 0) / int(rival["training_bytes"] or 1)
-    speed = float(fast["rows_per_s"] or 0) / float(quick["rows_per_s"] or 1)
+    small, rival = (min(part, key=lambda row: number(row, "training_bytes")) for part in (local, others))
+    fast, quick = (max(part, key=lambda row: number(row, "rows_per_s")) for part in (local, others))
+    ratio = number(small, "training_bytes") / number(rival, "training_bytes")
+    speed = number(fast, "rows_per_s") / float(quick["rows_per_s"] or 1)
     met = "is" if ratio <= 0.5 and speed >= 1.0 else "is not"
     return (
         f"The smallest local run ({_named(small)}) takes {_mib(small)} over its floor, that of back-propagation "
@@ -113,8 +113,8 @@ def _named(row: Row) -> str:
 
 
 def _mib(row: Row) -> str:
-    return f"{int(row['training_bytes'] or 0) / 2**20:,.0f} MiB"
+    return f"{number(row, 'training_bytes') / 2**20:,.0f} MiB"
 
 
 def _speed(row: Row) -> str:
-    return f"{float(row['rows_per_s'] or 0):.3g} rows/s"
+    return f"{number(row, 'rows_per_s'):.3g} rows/s"
