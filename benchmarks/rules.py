@@ -32,6 +32,7 @@ RULES = (
     {"projection": "prototypes"},
     {"goodness": "channel-groups"},
     {"auxiliary": 16},
+    {"auxiliary": 16, "auxiliary_cells": 8},
     {"handover": "none"},
     {"objective": "forward-forward"},
     {"relation": "contrast"},

@@ -68,12 +68,7 @@ class PooledGoodness:
             )
         if self.layout == "tokens":
             return ()
-        spatial = tuple(row_shape[1:])
-        cells = _as_tuple(self.cells)
-        cells = cells * len(spatial) if len(cells) == 1 else cells
-        if len(cells) != len(spatial):
-            raise ModelError(f"PooledGoodness has cells for {len(cells)} axes, the activation has {len(spatial)}")
-        return tuple(largest_divisor(length, limit) for length, limit in zip(spatial, cells, strict=True))
+        return _grid(row_shape[1:], self.cells)
 
     def __call__(self, activation: Tensor) -> Tensor:
         """Goodness (N, D) of an activation (N, *row)."""
@@ -92,6 +87,24 @@ class PooledGoodness:
 
 def _as_tuple(cells: int | Sequence[int]) -> tuple[int, ...]:
     return (cells,) if isinstance(cells, int) else tuple(cells)
+
+
+def _grid(spatial: Sequence[int], cells: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Cells along each axis of a map."""
+    most = _as_tuple(cells)
+    most = most * len(spatial) if len(most) == 1 else most
+    if len(most) != len(spatial):
+        raise ModelError(f"PooledGoodness has cells for {len(most)} axes, the activation has {len(spatial)}")
+    return tuple(largest_divisor(length, limit) for length, limit in zip(spatial, most, strict=True))
+
+
+def means_over_grid(values: Tensor, cells: int | tuple[int, ...]) -> Tensor:
+    """Means (N, C, *grid) over the cells of a grid of a map (N, C, ...): the largest divisors that are at most `cells`.
+
+    >>> means_over_grid(torch.arange(8.0).reshape(1, 1, 8), 3)
+    tensor([[[1.5000, 5.5000]]])
+    """
+    return _pool(values, _grid(values.shape[2:], cells))
 
 
 def _pool(values: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeff.batch_norm import folded, with_batch_norm
 from edgeff.errors import DataError, RunError
 from edgeff.feed import Feed, batches_count, check_fit
 from edgeff.fusion import FusionName, LogProbabilitySum
@@ -116,7 +117,7 @@ class _Run:
         self.history.append(metrics)
         better = keep == "last" or not self.best_epoch or _merit(metrics) > _merit(self.history[self.best_epoch - 1])
         if better:
-            self.best_epoch, self.best = metrics.epoch, _on_cpu(self.network.tensors())
+            self.best_epoch, self.best = metrics.epoch, _on_cpu(folded(self.network).tensors())
         return better
 
 
@@ -150,13 +151,14 @@ def pretrain(
     """
     check_fit(network, preprocessing, train, validation)
     device = _device(settings)
-    prepared = settings.prepare(network).to(device)
+    prepared = settings.prepare(network)
+    trained = (with_batch_norm(prepared) if settings.batch_norm else prepared).to(device)
     feeds = (
         Feed(train, preprocessing, device=device, augment=settings.augment),
         Feed(validation, preprocessing, device=device),
     )
     steps = settings.epochs * batches_count(len(feeds[0]), settings.batch_size)
-    run = _Run(prepared, [Learner(block, settings, steps=steps) for block in prepared.sequence])
+    run = _Run(trained, [Learner(block, settings, steps=steps) for block in trained.sequence])
     with ExitStack() as held:
         folder = None
         if out is not None:
@@ -220,7 +222,7 @@ def _merit(metrics: EpochMetrics) -> tuple[float, float]:
 
 
 def _result(run: _Run) -> PretrainResult:
-    network = run.network.cpu().eval()
+    network = folded(run.network).cpu().eval()
     network.load_tensors(run.best)
     network.fuse_readouts(LogProbabilitySum(run.history[run.best_epoch - 1].validation.readout_weights))
     return PretrainResult(network, tuple(run.history), run.best_epoch)

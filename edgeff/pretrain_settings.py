@@ -49,6 +49,8 @@ class PretrainSettings:
         losses: Of a block of two layers: `last`, or `all` for both layers' losses.
         micro_batch: Rows that go through a block at once; gradients are summed over a batch. What compares rows
             (`edgeff.relation`) compares those of a micro-batch. 0 for the whole batch.
+        batch_norm: Normalise layers by their batch while training, and fold that into their weights in what is kept
+            (`edgeff.batch_norm`).
         augment: `none`; `shift` or `shift-flip` for images; `signal` for inertial and other signals.
         gradient_clip: Largest norm of a block's gradient; 0 for no limit.
         label_smoothing: Given to every block's cross-entropy; None leaves the blocks' own.
@@ -75,6 +77,7 @@ class PretrainSettings:
     layers: LayersPerBlock = "1-layer"
     losses: Losses = "last"
     micro_batch: int = 0
+    batch_norm: bool = False
     augment: Augment = "none"
     gradient_clip: float = 0.0
     label_smoothing: float | None = None

@@ -32,7 +32,8 @@ def refuse_batch_norm(transform: nn.Module) -> None:
             raise ModelError(
                 f"`{type(module).__name__}` (transform `{name or '.'}`) needs statistics of a whole batch, which "
                 "breaks batch size 1 and micro-batches",
-                hint="use `torch.nn.GroupNorm`, which normalises each row by itself",
+                hint="use `torch.nn.GroupNorm`, which normalises each row by itself, or leave it out and pretrain with "
+                "`--batch-norm`, which is folded into the weights",
             )
 
 

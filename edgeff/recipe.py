@@ -25,6 +25,7 @@ TABLES: Mapping[str, Mapping[str, type]] = {
         "epochs": int,
         "batch_size": int,
         "micro_batch": int,
+        "batch_norm": bool,
         "learning_rate": float,
         "weight_decay": float,
         "optimizer": str,
@@ -40,7 +41,7 @@ TABLES: Mapping[str, Mapping[str, type]] = {
         "replay_rows": int,
     },
 }
-_KINDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a finite number"}
+_KINDS: Mapping[type, str] = {str: "a text", int: "a whole number", float: "a finite number", bool: "true or false"}
 _ABOUT, _RULE = "about", "rule"
 
 
@@ -57,7 +58,7 @@ class Recipe:
 
     name: str
     about: str
-    options: Mapping[str, str | int | float] = field(default_factory=dict)
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     rule: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
 
@@ -106,7 +107,7 @@ def parse_recipe(content: bytes, name: str) -> Recipe:
     about = table.get(_ABOUT)
     if not isinstance(about, str):
         raise DataError(f"recipe `{name}` does not say what it is for", hint='begin with `about = "..."`')
-    options: dict[str, str | int | float] = {}
+    options: dict[str, str | int | float | bool] = {}
     for section, known in TABLES.items():
         options |= _section(table, section, name, known)
     return Recipe(name, " ".join(about.split()), options, _section(table, _RULE, name, None))
@@ -130,7 +131,7 @@ def _section(table: Mapping[str, Any], section: str, name: str, known: Mapping[s
     return values
 
 
-def _is(value: str | int | float, kind: type) -> bool:
+def _is(value: str | int | float | bool, kind: type) -> bool:
     if kind is float:
         # A whole number may have more digits than a float can hold.
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from torch import nn
 
+from edgeff.auxiliary import auxiliary_layers
 from edgeff.blocks import LocalBlock
 from edgeff.errors import ModelError
 from edgeff.goodness import ChannelGroups, PooledGoodness
@@ -48,7 +49,9 @@ class LocalRule:
         projection: `learned`, `fixed` (drawn from the block's number), `hidden` (a layer of ReLUs between), `softmax`
             (each number divides itself among the classes), `prototypes` (cosines).
         hidden_units: Of projection `hidden`.
-        auxiliary: Channels of a 3-wide convolution with a ReLU between activation and goodness; 0 for none.
+        auxiliary: Channels of 3-wide convolutions with ReLUs between activation and goodness; 0 for none.
+        auxiliary_cells: Along each axis of the coarser map that these work on; 0 for the activation's own.
+        auxiliary_layers: How many of them.
         temperature: `learned`, `fixed`, or `clarity` (the rule of 2025).
         temperature_value: Of temperature `fixed`.
         objective: `cross-entropy`, or `forward-forward`: two-sided, with every wrong label as a negative; it has no
@@ -67,6 +70,8 @@ class LocalRule:
     projection: ProjectionName = "learned"
     hidden_units: int = 128
     auxiliary: int = 0
+    auxiliary_cells: int = 0
+    auxiliary_layers: int = 1
     temperature: TemperatureName = "learned"
     temperature_value: float = 1.0
     objective: ObjectiveName = "cross-entropy"
@@ -100,7 +105,8 @@ class LocalRule:
                 if name in only and getattr(self, other) not in needed:
                     raise ModelError(
                         f"rule `{name}` says nothing with `{other}={getattr(self, other)}`",
-                        hint=f"leave it out, or choose `{other}={needed[0]}`",
+                        hint=f"leave it out, or choose `{other}={needed[0]}"
+                        f"{' or more' if isinstance(needed, range) else ''}`",
                     )
 
     def label_channels(self, classes: int) -> int:
@@ -138,14 +144,8 @@ class LocalRule:
     def _auxiliary(self, channels: int, axes: int) -> nn.Module | None:
         if not self.auxiliary:
             return None
-        layer: nn.Module
-        if axes == 2:
-            layer = nn.Conv2d(channels, self.auxiliary, 3, padding=1)
-        elif axes == 1:
-            layer = nn.Conv1d(channels, self.auxiliary, 3, padding=1)
-        else:
-            layer = nn.Linear(channels, self.auxiliary)
-        return nn.Sequential(layer, nn.ReLU())
+        cells, layers = self.auxiliary_cells, self.auxiliary_layers
+        return auxiliary_layers(channels, self.auxiliary, axes=axes, cells=cells, layers=layers)
 
     def _goodness(self, classes: int, cells: int | tuple[int, ...]) -> Part:
         if self.goodness == "channel-groups":
@@ -207,7 +207,9 @@ def merged_rules(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     >>> merged_rules({"relation": "contrast", "relation_weight": 2.0}, {"relation": "none"})
     {'relation': 'none'}
     """
-    values = {one.name: one.default for one in fields(LocalRule)} | {**base, **changes}
+    values: dict[str, Any] = {one.name: one.default for one in fields(LocalRule)} | {**base, **changes}
+    kinds = get_type_hints(LocalRule)
+    values = {name: _from_text(name, value, kinds[name]) for name, value in values.items() if name in kinds}
     idle = {name for other, needed, only in _MEANT_FOR if values[other] not in needed for name in only}
     return {**{name: value for name, value in base.items() if name not in idle}, **changes}
 
@@ -219,18 +221,20 @@ _HANDOVERS: Mapping[HandoverName, Callable[[], Part]] = {
     "none": NoHandoverNorm,
 }
 # Of a setting, the values with which some others mean something.
-_MEANT_FOR: tuple[tuple[str, tuple[object, ...], tuple[str, ...]], ...] = (
+_MEANT_FOR: tuple[tuple[str, Sequence[object], tuple[str, ...]], ...] = (
     (
         "objective",
         ("cross-entropy",),
         (
-            *("goodness", "cells", "projection", "hidden_units", "auxiliary", "temperature", "temperature_value"),
+            *("goodness", "cells", "projection", "hidden_units", "temperature", "temperature_value"),
+            *("auxiliary", "auxiliary_cells", "auxiliary_layers"),
             *("super_classes", "super_class_blocks", "relation", "relation_weight", "probe"),
         ),
     ),
     ("objective", ("forward-forward",), ("threshold",)),
     ("goodness", ("mean", "square"), ("projection", "hidden_units", "cells")),
     ("projection", ("hidden",), ("hidden_units",)),
+    ("auxiliary", range(1, 2**31), ("auxiliary_cells", "auxiliary_layers")),
     ("temperature", ("fixed",), ("temperature_value",)),
     ("relation", ("similarity", "contrast"), ("relation_weight", "probe")),
 )

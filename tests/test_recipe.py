@@ -92,7 +92,7 @@ def test_every_key_of_every_table_is_an_option_of_the_command() -> None:
     for table, keys in TABLES.items():
         assert set(keys) <= options, table
         for key in keys:
-            value = "some" if keys[key] is str else 1
+            value = {str: "some", bool: True}.get(keys[key], 1)
             found = parse_recipe(f'about = "x"\n[{table}]\n{key} = {json.dumps(value)}'.encode(), "one")
             assert found.options == {key: value}
     settings = {one.name for one in fields(PretrainSettings)}
@@ -109,6 +109,7 @@ def test_every_key_of_every_table_is_an_option_of_the_command() -> None:
         ("epochs = true", "`training.epochs` of recipe `one` must be a whole number, got `True`"),
         ("learning_rate = inf", "`training.learning_rate` of recipe `one` must be a finite number, got `inf`"),
         ("weight_decay = false", "`training.weight_decay` of recipe `one` must be a finite number, got `False`"),
+        ("batch_norm = 1", "`training.batch_norm` of recipe `one` must be true or false, got `1`"),
         ("optimizer = 3", "`training.optimizer` of recipe `one` must be a text, got `3`"),
     ],
 )

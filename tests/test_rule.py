@@ -14,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeff.auxiliary import GridMeans
 from edgeff.blocks import LocalBlock
 from edgeff.errors import ModelError
 from edgeff.export.compiled import compile_checked
+from edgeff.goodness import largest_divisor
 from edgeff.locality import check_locality
 from edgeff.model import LocalNetwork
 from edgeff.optimizer import optimizer_spec
 from edgeff.overlay import OverlayBlock
 from edgeff.presets import PRESETS, build_source, preset
-from edgeff.rule import LocalRule
+from edgeff.rule import LocalRule, merged_rules
 
 Values = dict[str, Any]
 KINDS = get_type_hints(LocalRule)
@@ -36,6 +38,7 @@ NUMBERS: list[Values] = [
     {"cells": 2},
     {"projection": "hidden", "hidden_units": 3},
     {"auxiliary": 3},
+    {"auxiliary": 3, "auxiliary_cells": 2, "auxiliary_layers": 2},
     {"temperature": "fixed", "temperature_value": 0.5},
     {"objective": "forward-forward", "threshold": 0.5},
     {"super_classes": 2, "super_class_blocks": 1},
@@ -141,7 +144,7 @@ def test_every_setting_makes_what_it_says(rule: Values, made: dict[str, Any]) ->
 
 def test_no_setting_is_left_out_here() -> None:
     tried = {key for rule, _ in MADE for key in rule}
-    assert {one.name for one in fields(LocalRule)} == tried | {"auxiliary"}
+    assert {one.name for one in fields(LocalRule)} == tried | {"auxiliary", "auxiliary_cells", "auxiliary_layers"}
     for name, kind in KINDS.items():
         default = getattr(LocalRule(), name)
         chosen = {rule[name] for rule, _ in MADE if name in rule} | {default}
@@ -166,6 +169,35 @@ def test_auxiliary_layers_are_of_the_kind_of_the_blocks(name: str, layer: type[n
     assert isinstance(plain, LocalBlock)
     assert plain.readout is not None
     assert plain.readout.auxiliary is None
+
+
+@pytest.mark.parametrize("name", ["har-cnn", "image-cnn", "mlp"])
+def test_auxiliary_layers_work_on_a_coarser_map_and_there_may_be_several(name: str) -> None:
+    block = small(name, {"auxiliary": 3, "auxiliary_cells": 4, "auxiliary_layers": 2}).sequence[0]
+    assert isinstance(block, LocalBlock)
+    assert block.readout is not None
+    assert block.readout.auxiliary is not None
+    layers = [module for module in block.readout.auxiliary.children() if not isinstance(module, GridMeans)]
+    assert [len(list(module.parameters())) for module in layers] == [2, 0, 2, 0]
+    activation = block.transform(torch.randn(2, *SHAPES[name]))
+    found = block.readout.auxiliary(activation)
+    assert found.shape[:2] == (2, 3)
+    assert found.shape[2:] == tuple(largest_divisor(size, 4) for size in activation.shape[2:])
+    assert block.handover_shape == activation.shape[1:]
+    if found.ndim == 4:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(activation, tuple(found.shape[2:]))
+        torch.testing.assert_close(found, block.readout.auxiliary[1:](pooled))  # type: ignore[index]
+
+
+def test_auxiliary_settings_go_with_auxiliary_channels() -> None:
+    with pytest.raises(ModelError, match="rule `auxiliary_cells` says nothing with `auxiliary=0`") as caught:
+        LocalRule(auxiliary_cells=8)
+    assert caught.value.hint == "leave it out, or choose `auxiliary=1 or more`"
+    base = {"auxiliary": 16, "auxiliary_cells": 8}
+    assert merged_rules(base, {"auxiliary": "0"}) == {"auxiliary": "0"}
+    assert merged_rules(base, {"auxiliary": "32"}) == {"auxiliary": "32", "auxiliary_cells": 8}
+    with pytest.raises(ModelError, match="rule `auxiliary_layers` must be at least 1"):
+        small("har-cnn", {"auxiliary": 3, "auxiliary_layers": 0})
 
 
 def test_early_blocks_alone_learn_super_classes() -> None:
@@ -312,6 +344,10 @@ RULES = st.one_of(
                 "handover",
             )
         },
+    ),
+    st.fixed_dictionaries(
+        {"auxiliary": st.integers(1, 10**6)},
+        optional=dict.fromkeys(("auxiliary_cells", "auxiliary_layers"), VALUES[int]),
     ),
     st.fixed_dictionaries({"objective": st.just("forward-forward")}, optional={"threshold": VALUES[float]}),
 )

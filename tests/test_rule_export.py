@@ -24,6 +24,7 @@ RULES: list[dict[str, Any]] = [
     {"projection": "softmax"},
     {"projection": "prototypes"},
     {"auxiliary": 6},
+    {"auxiliary": 6, "auxiliary_cells": 2, "auxiliary_layers": 2},
     {"temperature": "fixed", "temperature_value": 0.5},
     {"temperature": "clarity"},
     {"handover": "group-norm"},

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from edgeff.batch_norm import BatchNormed, folded, with_batch_norm
+from edgeff.dataset import Dataset
+from edgeff.errors import ModelError, RunError
+from edgeff.learner import Learner, learn_batch
+from edgeff.locality import check_locality
+from edgeff.model import LocalBlock, LocalNetwork
+from edgeff.preprocess import fit_preprocessing
+from edgeff.presets import preset
+from edgeff.pretrain import evaluate_network, pretrain
+from edgeff.pretrain_run import load_run
+from edgeff.pretrain_settings import PretrainSettings
+
+ROWS = np.random.default_rng(0)
+IMAGES = Dataset(
+    "images", ROWS.standard_normal((96, 1, 8, 8)).astype(np.float32) + 3.0, ROWS.integers(0, 3, 96).astype(np.int64)
+)
+SETTINGS = PretrainSettings(epochs=2, batch_size=16, learning_rate=0.01, batch_norm=True)
+
+
+def _images(**rule: object) -> LocalNetwork:
+    return preset("image-cnn", input_shape=(1, 8, 8), classes=3, width=0.2, rule=rule)  # type: ignore[arg-type]
+
+
+def _with_statistics(network: LocalNetwork) -> LocalNetwork:
+    """The network with batch norms of random, well-behaved numbers, as if it had been trained."""
+    draw = torch.Generator().manual_seed(7)
+    for module in network.modules():
+        if isinstance(module, BatchNormed):
+            norm = module.norm
+            for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+                assert isinstance(tensor, Tensor)
+                tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
+    return network
+
+
+def _bare_network(layer: nn.Module, *after: nn.Module, input_shape: tuple[int, ...] = (2, 6)) -> LocalNetwork:
+    return LocalNetwork([LocalBlock(nn.Sequential(layer, *after, nn.ReLU()))], input_shape=input_shape, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.Conv1d(2, 5, 3, stride=2), (2, 9)),
+        (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 5, 7)),
+        (lambda: nn.Linear(6, 5), (6,)),
+        (lambda: nn.Linear(6, 5), (3, 6)),
+    ],
+    ids=["conv1d", "conv2d-groups", "linear", "linear-of-a-sequence"],
+)
+def test_a_folded_layer_gives_what_layer_and_batch_norm_give_in_evaluation(
+    layer: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    network = _bare_network(layer(), input_shape=shape)
+    normed = _with_statistics(with_batch_norm(network)).eval()
+    x = torch.randn(4, *shape)
+    plain = folded(normed)
+    assert torch.allclose(normed(x), plain(x), atol=1e-5)
+    assert not torch.allclose(normed(x), network.eval()(x), atol=1e-3)
+    assert {key: value.shape for key, value in plain.tensors().items()} == {
+        key: value.shape for key, value in network.tensors().items()
+    }
+
+
+def test_channels_are_normalised_by_the_batch_while_training() -> None:
+    normed = with_batch_norm(_bare_network(nn.Linear(6, 5), input_shape=(3, 6)))
+    layer = next(module for module in normed.modules() if isinstance(module, BatchNormed))
+    output = layer(torch.randn(64, 3, 6) * 5 + 2).reshape(-1, 5)
+    assert torch.allclose(output.mean(0), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(output.var(0, unbiased=False), torch.ones(5), atol=1e-3)
+
+
+def test_the_given_network_is_left_as_it_is() -> None:
+    network = _images()
+    before = copy.deepcopy(network.tensors())
+    normed = with_batch_norm(network)
+    folded(normed)
+    assert not any(isinstance(module, BatchNormed) for module in network.modules())
+    assert all(torch.equal(before[key], value) for key, value in network.tensors().items())
+
+
+def test_every_convolution_is_normalised_but_not_what_has_a_norm_already() -> None:
+    assert sum(isinstance(module, BatchNormed) for module in with_batch_norm(_images()).modules()) == 4
+    assert sum(isinstance(module, BatchNormed) for module in with_batch_norm(_images(auxiliary=8)).modules()) == 8
+    two = LocalBlock(nn.Sequential(nn.Conv1d(2, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv1d(4, 4, 1), nn.ReLU()))
+    normed = with_batch_norm(LocalNetwork([two], input_shape=(2, 6), classes=3))
+    assert [type(module) for module in normed.sequence[0].leaves()[0].transform.children()] == [
+        nn.Conv1d,
+        nn.GroupNorm,
+        nn.ReLU,
+        BatchNormed,
+        nn.ReLU,
+    ]
+
+
+SHARED = nn.Conv1d(2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: preset("kws-dscnn", width=0.1), "network `kws-dscnn` has no layer for batch norm to come behind"),
+        (lambda: _bare_network(nn.Conv1d(2, 4, 3, bias=False)), "block `block1`: .* into a Conv1d without a bias"),
+        (lambda: _bare_network(SHARED, nn.ReLU(), SHARED), "block `block1`: .* a layer that stands in two places"),
+        (lambda: _images(objective="forward-forward"), "block `block1` .* goodness is a size"),
+    ],
+    ids=["nowhere", "no-bias", "shared", "forward-forward"],
+)
+def test_what_batch_norm_cannot_be_folded_into_is_refused(network: Callable[[], LocalNetwork], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        with_batch_norm(network())
+
+
+@pytest.mark.parametrize("mode", ["local", "bp", "bp-deepsup"])
+def test_what_is_kept_is_a_network_without_batch_norm_that_does_as_well(tmp_path: Path, mode: str) -> None:
+    network, preprocessing = _images(), fit_preprocessing(IMAGES, (1, 8, 8))
+    settings = replace(SETTINGS, mode=mode)  # type: ignore[arg-type]
+    result = pretrain(network, IMAGES, IMAGES, preprocessing, settings, out=tmp_path / "run")
+    assert not any(isinstance(module, BatchNormed) for module in result.network.modules())
+    again = evaluate_network(result.network, IMAGES, preprocessing)
+    assert again.readout_accuracy == pytest.approx(result.best.validation.readout_accuracy, abs=0.011)  # one row
+    assert again.loss == pytest.approx(result.best.validation.loss, rel=1e-4)
+    read = load_run(tmp_path / "run").network
+    assert all(torch.equal(value, read.tensors()[key]) for key, value in result.network.tensors().items())
+    kept = safetensors.torch.load_file(tmp_path / "run" / "best.safetensors")
+    assert kept.keys() == settings.prepare(network).tensors().keys()
+
+
+def test_it_is_another_training_than_one_without() -> None:
+    preprocessing = fit_preprocessing(IMAGES, (1, 8, 8))
+    losses = [
+        pretrain(_images(), IMAGES, IMAGES, preprocessing, replace(SETTINGS, batch_norm=on)).history[-1].train_loss
+        for on in (False, True)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_a_run_that_is_interrupted_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    preprocessing = fit_preprocessing(IMAGES, (1, 8, 8))
+
+    def stop(record: object) -> None:
+        if getattr(record, "epoch", 0) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(_images(), IMAGES, IMAGES, preprocessing, SETTINGS, out=tmp_path / "run", progress=stop)
+    whole = pretrain(_images(), IMAGES, IMAGES, preprocessing, SETTINGS)
+    resumed = pretrain(_images(), IMAGES, IMAGES, preprocessing, SETTINGS, out=tmp_path / "run", resume=True)
+    assert resumed.history == whole.history
+    assert all(torch.equal(value, resumed.network.tensors()[key]) for key, value in whole.network.tensors().items())
+
+
+def test_blocks_with_batch_norm_learn_locally() -> None:
+    found = check_locality(with_batch_norm(_images()))
+    assert found.kind == "local"
+
+
+def test_a_batch_of_a_single_number_per_channel_is_refused_in_one_line() -> None:
+    network = with_batch_norm(_bare_network(nn.Linear(6, 5), input_shape=(6,)))
+    learners = [Learner(block, SETTINGS, steps=1) for block in network.sequence]
+    with pytest.raises(RunError, match="batch norm needs more than one row at once"):
+        learn_batch(learners, torch.randn(1, 6), torch.zeros(1, dtype=torch.int64), step=1)
