@@ -15,7 +15,7 @@ from edgeff.cli_progress import ProgressLine
 if TYPE_CHECKING:
     from edgeff.learner import Evaluation
     from edgeff.pretrain import PretrainProgress, PretrainResult
-    from edgeff.pretrain_settings import PretrainSettings
+    from edgeff.pretrain_settings import Keep, PretrainSettings
     from edgeff.recipe import Recipe
 
 
@@ -140,7 +140,7 @@ def pretrain(
     prepared = prepare(job, data_dir=data_dir)
     with ProgressLine("pretrain", prepared.steps) as line:
         result, tested = prepared.run(out, resume=resume, progress=lambda record: _show(line, record, job.settings))
-    _print_result(result, tested, out, as_json)
+    _print_result(result, tested, out, job.settings.keep, as_json=as_json)
 
 
 def _show(line: ProgressLine, record: PretrainProgress, settings: PretrainSettings) -> None:
@@ -154,7 +154,7 @@ def _show(line: ProgressLine, record: PretrainProgress, settings: PretrainSettin
     line.show(record.step, f"loss {losses}  {record.rows_per_s:.0f} rows/s")
 
 
-def _print_result(result: PretrainResult, tested: Evaluation | None, out: Path, as_json: bool) -> None:
+def _print_result(result: PretrainResult, tested: Evaluation | None, out: Path, keep: Keep, *, as_json: bool) -> None:
     best = result.best
     if as_json:
         found = {
@@ -169,8 +169,7 @@ def _print_result(result: PretrainResult, tested: Evaluation | None, out: Path, 
         click.echo(json.dumps(found, indent=2))
         return
     readouts = " ".join(f"{accuracy:.3f}" for accuracy in best.validation.readout_accuracy)
-    click.echo(
-        f"{out}: best epoch {result.best_epoch}, validation accuracy {best.validation.accuracy:.4f} ({readouts})"
-    )
+    accuracy = f"validation accuracy {best.validation.accuracy:.4f} ({readouts})"
+    click.echo(f"{out}: {keep} epoch {result.best_epoch}, {accuracy}")
     if tested is not None:
         click.echo(f"test accuracy {tested.accuracy:.4f}")

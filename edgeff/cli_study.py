@@ -18,6 +18,9 @@ STUDIES = {
     "systems": "Bytes and rows per second beside back-propagation at 224 x 224",
     "adapt": "A new person, speaker, sensor or class on the device",
 }
+# How many recipes a study takes, where it takes any; and those that train for no number of epochs.
+_RECIPES = {"compare": 99, "ablation": 1, "depth": 1}
+_WITHOUT_EPOCHS = ("systems",)
 
 
 @click.command(help="Run an experiment.\n\n\b\n" + "\n".join(f"{name:12}{what}" for name, what in STUDIES.items()))
@@ -45,6 +48,10 @@ def study(
     from edgeff.errors import RunError
     from edgeff.studies.training import StudySettings
 
+    if len(recipes) > _RECIPES.get(name, 0):
+        raise click.UsageError(f"study `{name}` takes {'one recipe' if name in _RECIPES else 'no recipe'}")
+    if epochs and name in _WITHOUT_EPOCHS:
+        raise click.UsageError(f"study `{name}` takes no epochs: it measures single steps")
     module = name.replace("-", "_")
     run = getattr(importlib.import_module(f"edgeff.studies.{module}"), module)
     settings = StudySettings(

@@ -102,6 +102,10 @@ class PretrainSettings:
             CrossEntropyObjective(self.label_smoothing)
         if self.mode != "local" and self.layers != "1-layer":
             raise ModelError(f"mode `{self.mode}` trains all layers as one block, not blocks of `{self.layers}`")
+        if self.losses == "all" and (self.mode, self.layers) != ("local", "2-layer"):
+            raise ModelError(
+                "losses `all` say nothing but of blocks of two layers", hint="leave them out, or give layers `2-layer`"
+            )
         if self.mixed_precision and self.device != "cuda":
             raise ModelError("mixed precision needs device `cuda`", hint="leave it out on a CPU")
 
@@ -127,15 +131,16 @@ class PretrainSettings:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def prepare(self, network: LocalNetwork) -> LocalNetwork:
-        """A copy of the network as the settings want it trained: regrouped by `mode`, with their label smoothing."""
+        """A copy of the network as the settings want it trained: regrouped by `mode`, with their label smoothing.
+
+        Raises:
+            ModelError: Labels are to be smoothed, and no block learns by the cross-entropy of classes.
+        """
         regroup = _REGROUPED.get(self.mode) or ((self.layers, self.losses) if self.layers != "1-layer" else None)
         prepared = network.regroup(*regroup) if regroup else copy.deepcopy(network)
         prepared.source = network.source
         if self.label_smoothing is not None:
-            for block in prepared.sequence:
-                for leaf in block.leaves():
-                    if isinstance(leaf.objective, CrossEntropyObjective):
-                        leaf.objective = CrossEntropyObjective(self.label_smoothing)
+            _smooth_labels(prepared, self.label_smoothing)
         return prepared
 
     def as_dict(self) -> dict[str, Any]:
@@ -153,6 +158,18 @@ class PretrainSettings:
         if unknown:
             raise ModelError(f"unknown pretraining setting `{unknown[0]}`")
         return cls(**values)
+
+
+def _smooth_labels(network: LocalNetwork, smoothing: float) -> None:
+    leaves = [leaf for block in network.sequence for leaf in block.leaves()]
+    smoothed = [leaf for leaf in leaves if isinstance(leaf.objective, CrossEntropyObjective)]
+    if smoothing and not smoothed:
+        raise ModelError(
+            "label smoothing is of the cross-entropy of classes, which no block learns by",
+            hint="leave it out, or give 0 where a recipe has it",
+        )
+    for leaf in smoothed:
+        leaf.objective = CrossEntropyObjective(smoothing)
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {

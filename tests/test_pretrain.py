@@ -188,6 +188,13 @@ def test_label_smoothing_reaches_every_block() -> None:
     assert PretrainSettings().prepare(_network()).sequence[0].leaves()[0].objective == CrossEntropyObjective()
 
 
+def test_label_smoothing_that_reaches_no_block_is_refused() -> None:
+    network = preset("har-cnn", width=0.2, rule={"objective": "forward-forward"})
+    with pytest.raises(ModelError, match="label smoothing is of the cross-entropy of classes, which no block learns"):
+        PretrainSettings(label_smoothing=0.1).prepare(network)
+    assert PretrainSettings(label_smoothing=0.0).prepare(network).describe() == network.describe()
+
+
 @pytest.mark.parametrize("augment", ["shift", "shift-flip"])
 def test_augmented_images_are_learned_from(augment: Any) -> None:
     rng = np.random.default_rng(0)
@@ -316,6 +323,8 @@ def test_another_index_error_of_a_users_module_is_not_taken_for_an_unknown_token
         ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\), got `1.0`"),
         ({"threads": 0}, "`threads` must be at least 1, got `0`"),
         ({"label_smoothing": 1.0}, r"label smoothing must be in \[0, 1\), got 1.0"),
+        ({"losses": "all"}, "losses `all` say nothing but of blocks of two layers"),
+        ({"losses": "all", "mode": "bp-deepsup"}, "losses `all` say nothing but of blocks of two layers"),
         ({"mixed_precision": True}, "mixed precision needs device `cuda`"),
         ({"unheard_of": 1}, "unknown pretraining setting `unheard_of`"),
     ],

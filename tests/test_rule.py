@@ -177,7 +177,8 @@ def test_auxiliary_layers_work_on_a_coarser_map_and_there_may_be_several(name: s
     assert isinstance(block, LocalBlock)
     assert block.readout is not None
     assert block.readout.auxiliary is not None
-    layers = [module for module in block.readout.auxiliary.children() if not isinstance(module, GridMeans)]
+    assert isinstance(block.readout.auxiliary, nn.Sequential)
+    layers = [module for module in block.readout.auxiliary if not isinstance(module, GridMeans)]
     assert [len(list(module.parameters())) for module in layers] == [2, 0, 2, 0]
     activation = block.transform(torch.randn(2, *SHAPES[name]))
     found = block.readout.auxiliary(activation)
@@ -186,7 +187,7 @@ def test_auxiliary_layers_work_on_a_coarser_map_and_there_may_be_several(name: s
     assert block.handover_shape == activation.shape[1:]
     if found.ndim == 4:
         pooled = torch.nn.functional.adaptive_avg_pool2d(activation, tuple(found.shape[2:]))
-        torch.testing.assert_close(found, block.readout.auxiliary[1:](pooled))  # type: ignore[index]
+        torch.testing.assert_close(found, block.readout.auxiliary[1:](pooled))
 
 
 def test_auxiliary_settings_go_with_auxiliary_channels() -> None:

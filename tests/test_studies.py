@@ -8,6 +8,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from tiny_run import TinyRun, edgeff
 
 from edgeff.class_names import CIFAR100, CIFAR100_COARSE
 from edgeff.dataset import Dataset
+from edgeff.recipe import Recipe
 from edgeff.studies.adapt import DRIFT_GAIN, drifted
+from edgeff.studies.compare import local_name
 from edgeff.studies.findings import Findings, shown
 from edgeff.studies.k_conflict import SYNTHETIC_ROWS, TEST_ROWS, teacher_data
 from edgeff.studies.label_sets import in_groups, of_classes, random_groups
@@ -215,3 +218,32 @@ def test_a_place_where_no_folder_can_be_is_said_to_be_one(recipe: Path, tmp_path
     taken.write_text("")
     result = edgeff("study", "depth", "--recipe", recipe, "--out", taken, *ONCE)
     assert (result.exit_code, "cannot be written: File exists" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("systems", "--recipe", "hapt-cpu"), "study `systems` takes no recipe"),
+        (("depth", "--recipe", "hapt-cpu", "--recipe", "ecg5000-cpu"), "study `depth` takes one recipe"),
+        (("systems", "--epochs", 1), "study `systems` takes no epochs: it measures single steps"),
+    ],
+)
+def test_options_that_a_study_has_no_use_for_are_refused(
+    given: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    result = edgeff("study", *given, "--out", tmp_path / "out")
+    assert (result.exit_code, message in result.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "layers", "name"),
+    [
+        ({}, "1-layer", "DTG-FF"),
+        ({}, "2-layer", "DTG-FF, 2-layer"),
+        ({"auxiliary": 8, "auxiliary_cells": 4}, "2-layer", "DTG-FF, 2-layer, auxiliary 8, auxiliary cells 4"),
+        ({"relation": "similarity"}, "1-layer", "local, relation similarity"),
+    ],
+)
+def test_local_learning_is_called_by_what_it_learns_from(rule: dict[str, Any], layers: str, name: str) -> None:
+    assert local_name(Recipe("any", "Any.", {"layers": layers}, rule)) == name

@@ -64,10 +64,11 @@ def global_job(job: PretrainJob, mode: Mode) -> PretrainJob:
 
 
 def local_name(recipe: Recipe) -> str:
-    """What a recipe's local learning is called: DTG-FF where nothing of the rule is changed."""
-    changes = [f"{key} {value}" for key, value in recipe.rule.items()]
+    """What a recipe's local learning is called: DTG-FF where nothing of the rule is changed but what a readout sees."""
+    changes = [f"{key.replace('_', ' ')} {value}" for key, value in recipe.rule.items()]
     layers = str(recipe.options.get("layers", "1-layer"))
-    return ", ".join(["DTG-FF" if not recipe.rule else "local", *([] if layers == "1-layer" else [layers]), *changes])
+    name = "DTG-FF" if all(key.startswith("auxiliary") for key in recipe.rule) else "local"
+    return ", ".join([name, *([] if layers == "1-layer" else [layers]), *changes])
 
 
 def _row(recipe: str, method: str, outcomes: list[Outcome], prepared: Prepared) -> Row:
