@@ -13,8 +13,7 @@ from pathlib import Path
 
 from edgeff.devices.figure import Accelerator, Figure, Provider
 from edgeff.devices.form import MOST_BYTES, PYTHON_CLASSES, DeviceClass, read_form
-from edgeff.devices.reader import near
-from edgeff.errors import DeviceError
+from edgeff.errors import DeviceError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def load_profile(name_or_path: str) -> DeviceProfile:
         return _load_path(Path(name_or_path))
     raise DeviceError(
         f"there is no device profile `{name_or_path}`",
-        hint=f"{near(name_or_path, names)} A path to your own `.toml` works too",
+        hint=f"{did_you_mean(name_or_path, names, most=3)} (a path to your own `.toml` works too)",
     )
 
 

@@ -5,13 +5,12 @@ Every complaint names the profile and the key and says what was needed and what 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from edgeff.devices.figure import BASES, TRAININGS, Accelerator, Figure, Provider
-from edgeff.errors import DeviceError, EdgeffError
+from edgeff.errors import DeviceError, EdgeffError, did_you_mean
 from edgeff.units import parse_bytes
 
 _FIGURE_HINT = 'a figure is `{ value = ..., basis = "sourced", source = "..." }`; basis is one of ' + ", ".join(
@@ -42,14 +41,6 @@ Reader = Callable[[Any, Place], Any]
 _TOO_MUCH = 10**18
 
 
-def near(name: str, names: Iterable[str]) -> str:
-    """Write the names that look like `name`, or all of them, as a hint."""
-    names = list(names)
-    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    listed = ", ".join(f"`{match}`" for match in matches or names)
-    return f"did you mean {listed}?" if matches else f"known are {listed}."
-
-
 def _one_line(value: object) -> str:
     # TOML's own spelling of a truth value; everything else reads well enough in Python's.
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -77,7 +68,7 @@ def read_table(table: Any, place: Place, readers: Mapping[str, Reader], required
     for key in table:
         if key not in readers:
             message = f"device profile `{place.profile}` has an unknown key `{place.inside(key).key}`"
-            raise DeviceError(message, hint=near(key, readers))
+            raise DeviceError(message, hint=did_you_mean(key, readers, most=3))
     for key in required:
         if key not in table:
             message = f"device profile `{place.profile}` lacks `{place.inside(key).key}`"

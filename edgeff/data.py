@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from edgeff.class_names import DIGITS, FASHION
 from edgeff.dataset import Dataset
-from edgeff.errors import DataError
+from edgeff.errors import DataError, did_you_mean
 from edgeff.readers import read_file, read_folder
 from edgeff.rows import FileRows, Rows
 from edgeff.split import batches, calibration_split, stratified_rows, train_validation_split
@@ -153,6 +152,5 @@ def _data_folder(name: str, data_dir: Path | None) -> Path:
 
 
 def _unknown(spec: str) -> DataError:
-    near = difflib.get_close_matches(spec.split(":")[0].lower(), _KNOWN, n=2)
-    meant = f"did you mean {' or '.join(f'`{name}`' for name in near)}? " if near else ""
-    return DataError(f"`{spec}` is neither a file nor a known data set", hint=f"{meant}known: {', '.join(_KNOWN)}")
+    hint = did_you_mean(spec.split(":")[0].lower(), _KNOWN)
+    return DataError(f"`{spec}` is neither a file nor a known data set", hint=hint)

@@ -7,6 +7,7 @@ The command line prints both and exits with `exit_code`; anything that is not an
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 # Controls, lone surrogates (which no terminal takes) and line breaks: messages repeat what files hold.
 _ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -28,6 +29,19 @@ def one_line(error: Exception) -> str:
     """What an error of another library says, on one line of bounded length, for use inside a message of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:300].rstrip(".")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 2) -> str:
+    """A hint: the known names that look like `name`, `most` of them; where none does, all that are known.
+
+    >>> did_you_mean("har-cn", ["har-cnn", "mlp"]), did_you_mean("x", ["har-cnn", "mlp"])
+    ('did you mean `har-cnn`?', 'known: har-cnn, mlp')
+    """
+    import difflib  # only where something is wrong: a device starts a little sooner without it
+
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    return f"did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else f"known: {', '.join(names)}"
 
 
 class EdgeffError(Exception):

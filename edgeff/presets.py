@@ -5,7 +5,6 @@ They are small on purpose, take any input shape of their kind, and use no batch 
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from edgeff.errors import ModelError
+from edgeff.errors import ModelError, did_you_mean
 from edgeff.goodness import largest_divisor
 from edgeff.model import Block, LocalNetwork, Source
 from edgeff.rule import LocalRule, Setting
@@ -192,9 +191,7 @@ def preset(
         ModelError: Unknown name, a shape that does not fit, or a width that is not positive.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else f"known: {', '.join(PRESETS)}"
-        raise ModelError(f"unknown preset `{name}`", hint=hint)
+        raise ModelError(f"unknown preset `{name}`", hint=did_you_mean(name, PRESETS))
     if not 0.0 < width < math.inf:
         raise ModelError(f"preset `{name}` needs a positive width, got {width}")
     chosen = PRESETS[name]

@@ -6,14 +6,13 @@ A recipe holds what `edgeff pretrain` takes on its command line, in tables for p
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgeff.errors import DataError
+from edgeff.errors import DataError, did_you_mean
 
 FOLDER = Path(__file__).parent / "recipes"
 MOST_BYTES = 32 * 1024
@@ -77,7 +76,7 @@ def read_recipe(spec: str) -> Recipe:
     if path.suffix != ".toml":
         path = FOLDER / f"{spec}.toml"
         if spec not in recipe_names():
-            raise DataError(f"there is no recipe `{spec}`", hint=_near(spec, recipe_names()))
+            raise DataError(f"there is no recipe `{spec}`", hint=did_you_mean(spec, recipe_names(), most=1))
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -139,9 +138,4 @@ def _is(value: str | int | float | bool, kind: type) -> bool:
 
 
 def _unknown(name: str, key: str, known: Collection[str]) -> NoReturn:
-    raise DataError(f"recipe `{name}` has an unknown key `{key[:60]}`", hint=_near(key, known))
-
-
-def _near(name: str, known: Collection[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean `{matches[0]}`?" if matches else f"known: {', '.join(known)}"
+    raise DataError(f"recipe `{name}` has an unknown key `{key[:60]}`", hint=did_you_mean(key, known, most=1))

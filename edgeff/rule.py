@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
@@ -11,7 +10,7 @@ from torch import nn
 
 from edgeff.auxiliary import auxiliary_layers
 from edgeff.blocks import LocalBlock
-from edgeff.errors import ModelError
+from edgeff.errors import ModelError, did_you_mean
 from edgeff.goodness import ChannelGroups, PooledGoodness
 from edgeff.handover import GroupNormHandover, LayerNormHandover, NoHandoverNorm, UnitNormHandover
 from edgeff.objective import CrossEntropyObjective, Objective, SuperClassObjective, even_groups
@@ -195,9 +194,7 @@ class LocalRule:
         kinds = get_type_hints(cls)
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-                raise ModelError(f"unknown rule setting `{name}`", hint=hint)
+                raise ModelError(f"unknown rule setting `{name}`", hint=did_you_mean(name, known, most=1))
         return cls(**{name: _from_text(name, value, kinds[name]) for name, value in values.items()})
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from edgeff.errors import ArtifactError
+from edgeff.errors import ArtifactError, did_you_mean
 
 FOLDER = Path(__file__).parent / "zoo"
 INDEX = "index.toml"
@@ -88,9 +87,7 @@ def zoo_model(name: str) -> ZooModel:
     """
     known = zoo_models()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-        raise ArtifactError(f"there is no network `{name}` in the zoo", hint=hint)
+        raise ArtifactError(f"there is no network `{name}` in the zoo", hint=did_you_mean(name, known, most=1))
     return known[name]
 
 
