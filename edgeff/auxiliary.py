@@ -2,7 +2,8 @@
 
 A block whose readout looks through layers of its own need not make classes separable by itself yet, and keeps more that
 later blocks can use (Belilovsky et al., Decoupled Greedy Learning, arXiv 1901.08164, whose auxiliary networks work on
-coarser maps as well; Ma et al., AugLocal, arXiv 2402.17318). They are thrown away when training is over.
+coarser maps as well; Ma et al., AugLocal, arXiv 2402.17318). They are part of the block's readout: it predicts through
+them as it learns through them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ class GridMeans(nn.Module):
 
     def __init__(self, cells: int) -> None:
         super().__init__()
+        if cells < 1:
+            raise ModelError(f"GridMeans needs cells of at least 1, got `{cells}`")
         self.cells = cells
 
     def forward(self, activation: Tensor) -> Tensor:
-        """(N, C, *cells) of a map (N, C, ...); rows (N, D) as they are."""
+        """(N, C, *grid) of a map (N, C, ...)."""
         return means_over_grid(activation, self.cells)
 
     def extra_repr(self) -> str:
@@ -33,7 +36,7 @@ class GridMeans(nn.Module):
         return f"cells={self.cells}"
 
 
-def auxiliary_layers(incoming: int, channels: int, *, axes: int, cells: int = 0, layers: int = 1) -> nn.Sequential:
+def make_auxiliary(incoming: int, channels: int, *, axes: int, cells: int = 0, layers: int = 1) -> nn.Sequential:
     """3-wide convolutions (linear layers for rows without a spatial axis) with ReLUs.
 
     Args:
@@ -44,11 +47,13 @@ def auxiliary_layers(incoming: int, channels: int, *, axes: int, cells: int = 0,
         layers: How many, at least 1.
 
     Raises:
-        ModelError: No layers.
+        ModelError: No layers; or cells for rows that have no map.
     """
     if layers < 1:
         raise ModelError(f"rule `auxiliary_layers` must be at least 1, got `{layers}`", hint="`auxiliary=0` for none")
-    made: list[nn.Module] = [GridMeans(cells)] if cells and axes else []
+    if cells and not axes:
+        raise ModelError("rule `auxiliary_cells` is of maps, and these blocks have none", hint="leave it out")
+    made: list[nn.Module] = [GridMeans(cells)] if cells else []
     for number in range(layers):
         made += [_layer(incoming if number == 0 else channels, channels, axes), nn.ReLU()]
     return nn.Sequential(*made)

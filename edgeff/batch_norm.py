@@ -1,4 +1,4 @@
-"""Batch norm for pretraining alone: put behind layers, and folded into their weights again.
+"""Batch norm for pretraining alone: put behind layers, and folded into their weights in what is kept.
 
 Batch norm makes pretraining faster and better, and cannot go to a device: it needs the rows of a batch together, and
 what it does to a row would depend on the micro-batch. Once its statistics stand still it is a scale and a shift for
@@ -8,19 +8,22 @@ each channel, which the layer before it can take over, so the network that is ke
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from typing import cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from edgeff.errors import ModelError, RunError
+from edgeff.errors import ModelError
 from edgeff.model import LocalNetwork
 from edgeff.overlay import OverlayBlock
+from edgeff.probe import evaluating, first_line
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+_LEAVE_OUT = "leave `batch_norm` out: it is for plain Conv1d, Conv2d and Linear layers in an `nn.Sequential`"
 
 
 class BatchNormed(nn.Module):
@@ -39,39 +42,32 @@ class BatchNormed(nn.Module):
             self.norm = (nn.BatchNorm1d if isinstance(layer, nn.Conv1d) else nn.BatchNorm2d)(layer.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output for x, normalised: by the batch in training, by running statistics in evaluation.
-
-        Raises:
-            RunError: There is one number for each channel, of which nothing can be told.
-        """
+        """The layer's output for x, normalised: by the batch in training, by running statistics in evaluation."""
         output: Tensor = self.layer(x)
-        if self.training and output.numel() == self.norm.num_features:
-            raise RunError(
-                "batch norm needs more than one row at once",
-                hint="leave `batch_norm` out, or choose another batch or micro-batch: one of a run has a single row",
-            )
         if not isinstance(self.layer, nn.Linear):
             return cast(Tensor, self.norm(output))
         # Every position of a sequence is a row of its own to a linear layer.
         return cast(Tensor, self.norm(output.reshape(-1, output.shape[-1]))).reshape(output.shape)
 
-    def folded(self) -> nn.Module:
-        """One layer, of the given one's kind and shape, that does what both do in evaluation."""
-        pair = copy.deepcopy(self).eval()
-        if isinstance(pair.layer, nn.Linear):
-            return fuse_linear_bn_eval(pair.layer, cast(nn.BatchNorm1d, pair.norm)).train(self.training)
-        return fuse_conv_bn_eval(pair.layer, pair.norm).train(self.training)
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer that does by itself what both do in evaluation."""
+        norm = self.norm
+        fuse = fuse_linear_bn_weights if isinstance(self.layer, nn.Linear) else fuse_conv_bn_weights
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        weight, bias = fuse(self.layer.weight, self.layer.bias, mean, variance, norm.eps, norm.weight, norm.bias)
+        return weight.detach(), bias.detach()
 
 
 def with_batch_norm(network: LocalNetwork) -> LocalNetwork:
-    """A copy whose layers are batch-normalised while it trains; `folded` makes a network like the given one of it.
+    """A copy whose layers are batch-normalised while it trains; `folded_tensors` makes the given network's of its own.
 
-    Batch norm comes behind every Conv1d, Conv2d and Linear of an `nn.Sequential`, in transforms and auxiliary layers,
-    that no GroupNorm, LayerNorm or RMSNorm follows.
+    Batch norm comes behind every Conv1d, Conv2d and Linear (not of a class of their own) that is trained and stands in
+    an `nn.Sequential` of a transform or of auxiliary layers, unless a GroupNorm, LayerNorm or RMSNorm comes next there.
 
     Raises:
-        ModelError: There is no such layer, or one that has no bias, or that stands in two places; or a block's
-            objective is `forward-forward`.
+        ModelError: There is no such layer; one has no bias, or stands in two places; the network does something else
+            with its layers than to call them, so that batch norm cannot be folded; a block compares the goodness of
+            labels.
     """
     for block in network.sequence:
         if any(isinstance(leaf, OverlayBlock) for leaf in block.leaves()):
@@ -81,41 +77,35 @@ def with_batch_norm(network: LocalNetwork) -> LocalNetwork:
                 hint="leave `batch_norm` out with objective `forward-forward`",
             )
     twin = copy.deepcopy(network)
-    seen: set[int] = set()
-    for name, sequential, index, layer in _bare_layers(twin):
-        if id(layer) in seen:
-            raise ModelError(
-                f"block `{name}`: batch norm cannot be folded into a layer that stands in two places",
-                hint="leave `batch_norm` out, or give each place a layer of its own",
-            )
+    uses = Counter(id(parameter) for _, parameter in twin.named_parameters(remove_duplicate=False))
+    found = list(_bare_layers(twin))
+    for name, sequential, index, layer in found:
+        what = f"block `{name}`: batch norm cannot be folded into a {type(layer).__name__}"
         if layer.bias is None:
-            raise ModelError(
-                f"block `{name}`: batch norm cannot be folded into a {type(layer).__name__} without a bias",
-                hint="leave `batch_norm` out, or give the layer a bias",
-            )
-        seen.add(id(layer))
+            raise ModelError(f"{what} without a bias", hint="give the layer a bias, or leave `batch_norm` out")
+        if max(uses[id(layer.weight)], uses[id(layer.bias)]) > 1:
+            raise ModelError(f"{what} whose weights stand in two places", hint=_LEAVE_OUT)
         sequential[index] = BatchNormed(layer)
-    if not seen:
-        raise ModelError(
-            f"network `{network.name}` has no layer for batch norm to come behind",
-            hint="leave `batch_norm` out: it is for Conv1d, Conv2d and Linear layers of an `nn.Sequential` without a "
-            "norm behind them",
-        )
+    if not found:
+        raise ModelError(f"network `{network.name}` has no layer for batch norm to come behind", hint=_LEAVE_OUT)
+    _prove_folding(twin, network)
     return twin
 
 
-def folded(network: LocalNetwork) -> LocalNetwork:
-    """A copy without the batch norm that `with_batch_norm` put in: the same outputs as the given one in evaluation."""
-    twin = copy.deepcopy(network)
-    for sequential in [module for module in twin.modules() if isinstance(module, nn.Sequential)]:
-        for index, module in enumerate(sequential):
+def folded_tensors(network: LocalNetwork) -> dict[str, Tensor]:
+    """The tensors of the network that `with_batch_norm` was given, with batch norm folded into them."""
+    tensors = network.tensors()
+    for block in network.sequence:
+        for name, module in block.named_modules():
             if isinstance(module, BatchNormed):
-                sequential[index] = module.folded()
-    return twin
+                prefix = f"{block.name}.{name}."
+                tensors = {key: value for key, value in tensors.items() if not key.startswith(prefix)}
+                tensors[f"{prefix}weight"], tensors[f"{prefix}bias"] = module.folded()
+    return tensors
 
 
 def _bare_layers(network: LocalNetwork) -> Iterator[tuple[str, nn.Sequential, int, _Layer]]:
-    """Block, container, place and layer wherever batch norm belongs."""
+    """Layer's name, container, place and layer wherever batch norm belongs."""
     for block in network.sequence:
         for leaf in block.leaves():
             parts = [leaf.transform, *([] if leaf.readout is None else [leaf.readout.auxiliary])]
@@ -127,5 +117,46 @@ def _bare_layers(network: LocalNetwork) -> Iterator[tuple[str, nn.Sequential, in
 def _bare(sequential: nn.Sequential) -> Iterator[tuple[int, _Layer]]:
     modules = list(sequential)
     for index, module in enumerate(modules):
-        if isinstance(module, _LAYERS) and not isinstance(next(iter(modules[index + 1 :]), None), _NORMS):
-            yield index, module
+        # A class of somebody's own may do anything with its weight.
+        plain = type(module) in (nn.Conv1d, nn.Conv2d, nn.Linear)
+        if plain and not isinstance(next(iter(modules[index + 1 :]), None), _NORMS):
+            layer = cast(_Layer, module)
+            if layer.weight.requires_grad:
+                yield index, layer
+
+
+def _prove_folding(normed: LocalNetwork, network: LocalNetwork) -> None:
+    """Refuse, before anything is trained, a network that is another one once batch norm is folded."""
+    trained, plain = copy.deepcopy(normed), copy.deepcopy(network)
+    draw = torch.Generator().manual_seed(0)
+    for module in trained.modules():
+        if isinstance(module, BatchNormed):
+            for tensor in (module.norm.weight, module.norm.bias, module.norm.running_mean, module.norm.running_var):
+                cast(Tensor, tensor).data.uniform_(0.5, 1.5, generator=draw)
+    try:
+        plain.load_tensors(folded_tensors(trained))
+        same = all(
+            torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+            for one, other in zip(_seen(trained), _seen(plain), strict=True)
+        )
+    except (ModelError, RuntimeError, AttributeError, TypeError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"network `{network.name}` cannot be trained with batch norm: {first_line(error)}", hint=_LEAVE_OUT
+        ) from error
+    if not same:
+        raise ModelError(
+            f"network `{network.name}` is another one once batch norm is folded: it does more with its layers than to "
+            "call them in turn",
+            hint=_LEAVE_OUT,
+        )
+
+
+@torch.no_grad()
+def _seen(network: LocalNetwork) -> list[Tensor]:
+    """Hand-overs and log-probabilities of a few rows, in evaluation."""
+    x = torch.randn((3, *network.input_shape), generator=torch.Generator().manual_seed(1))
+    if network.input_dtype == "int64":
+        x = torch.zeros_like(x, dtype=torch.int64)
+    with evaluating(network):
+        outputs = network.block_outputs(x)
+    return [one for output in outputs for one in (output.handover, *output.readout_log_probabilities)]

@@ -75,7 +75,9 @@ def _take_recipe(ctx: click.Context, parameter: click.Parameter, spec: str | Non
 )
 @cli_network.LOSSES
 @click.option(
-    "--batch-norm", is_flag=True, help="Normalise layers by their batch, and fold that into the weights that are kept."
+    "--batch-norm/--no-batch-norm",
+    default=False,
+    help="Normalise layers by their batch, and fold that into the weights that are kept.",
 )
 @click.option(
     "--augment", type=click.Choice(["none", "shift", "shift-flip", "signal"]), default="none", show_default=True

@@ -18,8 +18,8 @@ STUDIES = {
     "systems": "Bytes and rows per second beside back-propagation at 224 x 224",
     "adapt": "A new person, speaker, sensor or class on the device",
 }
-# How many recipes a study takes, where it takes any; and those that train for no number of epochs.
-_RECIPES = {"compare": 99, "ablation": 1, "depth": 1}
+# What studies take of recipes, where they take any; and those that train for no number of epochs.
+_RECIPES = {"compare": "recipes", "ablation": "one recipe", "depth": "one recipe"}
 _WITHOUT_EPOCHS = ("systems",)
 
 
@@ -48,8 +48,9 @@ def study(
     from edgeff.errors import RunError
     from edgeff.studies.training import StudySettings
 
-    if len(recipes) > _RECIPES.get(name, 0):
-        raise click.UsageError(f"study `{name}` takes {'one recipe' if name in _RECIPES else 'no recipe'}")
+    takes = _RECIPES.get(name, "no recipe")
+    if len(recipes) > {"no recipe": 0, "one recipe": 1}.get(takes, len(recipes)):
+        raise click.UsageError(f"study `{name}` takes {takes}")
     if epochs and name in _WITHOUT_EPOCHS:
         raise click.UsageError(f"study `{name}` takes no epochs: it measures single steps")
     module = name.replace("-", "_")

@@ -40,7 +40,7 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 2) -> str:
     import difflib  # only where something is wrong: a device starts a little sooner without it
 
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), names, n=most, cutoff=0.6)
     return f"did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else f"known: {', '.join(names)}"
 
 

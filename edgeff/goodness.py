@@ -94,7 +94,7 @@ def _grid(spatial: Sequence[int], cells: int | tuple[int, ...]) -> tuple[int, ..
     most = _as_tuple(cells)
     most = most * len(spatial) if len(most) == 1 else most
     if len(most) != len(spatial):
-        raise ModelError(f"PooledGoodness has cells for {len(most)} axes, the activation has {len(spatial)}")
+        raise ModelError(f"the grid has cells for {len(most)} axes, the activation has {len(spatial)}")
     return tuple(largest_divisor(length, limit) for length, limit in zip(spatial, most, strict=True))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeff.batch_norm import folded, with_batch_norm
+from edgeff.batch_norm import folded_tensors, with_batch_norm
 from edgeff.errors import DataError, RunError
 from edgeff.feed import Feed, batches_count, check_fit
 from edgeff.fusion import FusionName, LogProbabilitySum
@@ -85,9 +85,16 @@ class PretrainResult:
 
 @dataclass
 class _Run:
-    """What changes from epoch to epoch."""
+    """What changes from epoch to epoch.
+
+    Attributes:
+        network: That is trained.
+        kept: That is validated and kept: the same, or where batch norm was put into that one a network without it.
+        learners: Of `network`.
+    """
 
     network: LocalNetwork
+    kept: LocalNetwork
     learners: list[Learner]
     history: list[EpochMetrics] = field(default_factory=list)
     best_epoch: int = 0
@@ -112,12 +119,17 @@ class _Run:
         self.best_epoch = checkpoint["best_epoch"]
         self.best = checkpoint["best"]
 
+    def settle(self) -> None:
+        """Give the network that is kept what the trained one has learned."""
+        if self.kept is not self.network:
+            self.kept.load_tensors(folded_tensors(self.network))
+
     def finish_epoch(self, metrics: EpochMetrics, keep: Keep) -> bool:
         """Note an epoch; whether its weights are to be kept instead of earlier ones."""
         self.history.append(metrics)
         better = keep == "last" or not self.best_epoch or _merit(metrics) > _merit(self.history[self.best_epoch - 1])
         if better:
-            self.best_epoch, self.best = metrics.epoch, _on_cpu(folded(self.network).tensors())
+            self.best_epoch, self.best = metrics.epoch, _on_cpu(self.kept.tensors())
         return better
 
 
@@ -152,13 +164,14 @@ def pretrain(
     check_fit(network, preprocessing, train, validation)
     device = _device(settings)
     prepared = settings.prepare(network)
+    settings.check(prepared, len(train))
     trained = (with_batch_norm(prepared) if settings.batch_norm else prepared).to(device)
     feeds = (
         Feed(train, preprocessing, device=device, augment=settings.augment),
         Feed(validation, preprocessing, device=device),
     )
     steps = settings.epochs * batches_count(len(feeds[0]), settings.batch_size)
-    run = _Run(trained, [Learner(block, settings, steps=steps) for block in trained.sequence])
+    run = _Run(trained, prepared.to(device), [Learner(block, settings, steps=steps) for block in trained.sequence])
     with ExitStack() as held:
         folder = None
         if out is not None:
@@ -198,7 +211,8 @@ def _epoch(
             sums = {name: total + losses[name] * len(y) for name, total in sums.items()}
             progress(PretrainProgress(epoch, step, steps, losses, rows / (time.perf_counter() - began)))
     rows_per_s = rows / (time.perf_counter() - began)
-    measured = evaluate(run.network, validation.in_order(), choose=settings.fusion)
+    run.settle()
+    measured = evaluate(run.kept, validation.in_order(), choose=settings.fusion)
     means = {name: total / rows for name, total in sums.items()}
     metrics = EpochMetrics(epoch, means, measured)
     progress(PretrainProgress(epoch, first + per_epoch, steps, means, rows_per_s, metrics))
@@ -222,7 +236,7 @@ def _merit(metrics: EpochMetrics) -> tuple[float, float]:
 
 
 def _result(run: _Run) -> PretrainResult:
-    network = folded(run.network).cpu().eval()
+    network = run.kept.cpu().eval()
     network.load_tensors(run.best)
     network.fuse_readouts(LogProbabilitySum(run.history[run.best_epoch - 1].validation.readout_weights))
     return PretrainResult(network, tuple(run.history), run.best_epoch)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from edgeff.errors import ModelError
 from edgeff.fusion import FusionName
 from edgeff.manifest import OptimizerSpec
-from edgeff.model import Layers, LocalNetwork, Losses
+from edgeff.model import Layers, LocalBlock, LocalNetwork, Losses
 from edgeff.objective import CrossEntropyObjective
 from edgeff.optimizer import optimizer_spec
 
@@ -102,10 +102,6 @@ class PretrainSettings:
             CrossEntropyObjective(self.label_smoothing)
         if self.mode != "local" and self.layers != "1-layer":
             raise ModelError(f"mode `{self.mode}` trains all layers as one block, not blocks of `{self.layers}`")
-        if self.losses == "all" and (self.mode, self.layers) != ("local", "2-layer"):
-            raise ModelError(
-                "losses `all` say nothing but of blocks of two layers", hint="leave them out, or give layers `2-layer`"
-            )
         if self.mixed_precision and self.device != "cuda":
             raise ModelError("mixed precision needs device `cuda`", hint="leave it out on a CPU")
 
@@ -131,17 +127,46 @@ class PretrainSettings:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def prepare(self, network: LocalNetwork) -> LocalNetwork:
-        """A copy of the network as the settings want it trained: regrouped by `mode`, with their label smoothing.
-
-        Raises:
-            ModelError: Labels are to be smoothed, and no block learns by the cross-entropy of classes.
-        """
+        """A copy of the network as the settings want it trained: regrouped by `mode`, with their label smoothing."""
         regroup = _REGROUPED.get(self.mode) or ((self.layers, self.losses) if self.layers != "1-layer" else None)
         prepared = network.regroup(*regroup) if regroup else copy.deepcopy(network)
         prepared.source = network.source
         if self.label_smoothing is not None:
-            _smooth_labels(prepared, self.label_smoothing)
+            for leaf in _smoothed(prepared):
+                leaf.objective = CrossEntropyObjective(self.label_smoothing)
         return prepared
+
+    def check(self, prepared: LocalNetwork, rows: int) -> None:
+        """Refuse to begin a run in which a setting would do nothing, or fail on the way.
+
+        Args:
+            prepared: As `prepare` made it.
+            rows: Training rows.
+
+        Raises:
+            ModelError: Losses `all` without blocks of two layers; label smoothing where no block learns by the
+                cross-entropy of classes; batch norm with a single row at a time.
+        """
+        if self.losses == "all" and (self.mode, self.layers) != ("local", "2-layer"):
+            hint = "leave it out" if self.mode != "local" else "leave it out, or give layers `2-layer` too"
+            raise ModelError("losses `all` needs mode `local` and layers `2-layer`", hint=hint)
+        if self.label_smoothing and not _smoothed(prepared):
+            raise ModelError(
+                "label smoothing is of the cross-entropy of classes, which no block learns by",
+                hint="leave it out, or give 0 where a recipe has it",
+            )
+        if self.batch_norm:
+            self._refuse_single_rows(rows)
+
+    def _refuse_single_rows(self, rows: int) -> None:
+        count = math.ceil(rows / self.batch_size)
+        for size in {rows // count, math.ceil(rows / count)}:
+            if 1 in (size, self.micro_batch) or (self.micro_batch and size % self.micro_batch == 1):
+                part = f", and micro-batches of {self.micro_batch} a single row of that" if self.micro_batch else ""
+                raise ModelError(
+                    f"batch norm needs more than one row at once: {rows} rows make batches of {size}{part}",
+                    hint="choose another `batch_size` or `micro_batch`, or leave `batch_norm` out",
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -160,16 +185,10 @@ class PretrainSettings:
         return cls(**values)
 
 
-def _smooth_labels(network: LocalNetwork, smoothing: float) -> None:
+def _smoothed(network: LocalNetwork) -> list[LocalBlock]:
+    """The layers whose labels can be smoothed."""
     leaves = [leaf for block in network.sequence for leaf in block.leaves()]
-    smoothed = [leaf for leaf in leaves if isinstance(leaf.objective, CrossEntropyObjective)]
-    if smoothing and not smoothed:
-        raise ModelError(
-            "label smoothing is of the cross-entropy of classes, which no block learns by",
-            hint="leave it out, or give 0 where a recipe has it",
-        )
-    for leaf in smoothed:
-        leaf.objective = CrossEntropyObjective(smoothing)
+    return [leaf for leaf in leaves if isinstance(leaf.objective, CrossEntropyObjective)]
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {

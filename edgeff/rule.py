@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from torch import nn
 
-from edgeff.auxiliary import auxiliary_layers
+from edgeff.auxiliary import make_auxiliary
 from edgeff.blocks import LocalBlock
 from edgeff.errors import ModelError, did_you_mean
 from edgeff.goodness import ChannelGroups, PooledGoodness
@@ -101,11 +101,11 @@ class LocalRule:
         given = [name for name, value in default.items() if getattr(self, name) != value]
         for name in given:
             for other, needed, only in _MEANT_FOR:
-                if name in only and getattr(self, other) not in needed:
+                if name in only and not _allows(needed, getattr(self, other)):
+                    choose = f"choose `{other}={needed[0]}`" if needed else f"give `{other}` a number"
                     raise ModelError(
                         f"rule `{name}` says nothing with `{other}={getattr(self, other)}`",
-                        hint=f"leave it out, or choose `{other}={needed[0]}"
-                        f"{' or more' if isinstance(needed, range) else ''}`",
+                        hint=f"leave it out, or {choose}",
                     )
 
     def label_channels(self, classes: int) -> int:
@@ -144,7 +144,7 @@ class LocalRule:
         if not self.auxiliary:
             return None
         cells, layers = self.auxiliary_cells, self.auxiliary_layers
-        return auxiliary_layers(channels, self.auxiliary, axes=axes, cells=cells, layers=layers)
+        return make_auxiliary(channels, self.auxiliary, axes=axes, cells=cells, layers=layers)
 
     def _goodness(self, classes: int, cells: int | tuple[int, ...]) -> Part:
         if self.goodness == "channel-groups":
@@ -207,7 +207,7 @@ def merged_rules(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     values: dict[str, Any] = {one.name: one.default for one in fields(LocalRule)} | {**base, **changes}
     kinds = get_type_hints(LocalRule)
     values = {name: _from_text(name, value, kinds[name]) for name, value in values.items() if name in kinds}
-    idle = {name for other, needed, only in _MEANT_FOR if values[other] not in needed for name in only}
+    idle = {name for other, needed, only in _MEANT_FOR if not _allows(needed, values[other]) for name in only}
     return {**{name: value for name, value in base.items() if name not in idle}, **changes}
 
 
@@ -217,8 +217,8 @@ _HANDOVERS: Mapping[HandoverName, Callable[[], Part]] = {
     "unit-norm": UnitNormHandover,
     "none": NoHandoverNorm,
 }
-# Of a setting, the values with which some others mean something.
-_MEANT_FOR: tuple[tuple[str, Sequence[object], tuple[str, ...]], ...] = (
+# Of a setting, the values with which some others mean something; none for any but 0.
+_MEANT_FOR: tuple[tuple[str, tuple[object, ...], tuple[str, ...]], ...] = (
     (
         "objective",
         ("cross-entropy",),
@@ -231,11 +231,15 @@ _MEANT_FOR: tuple[tuple[str, Sequence[object], tuple[str, ...]], ...] = (
     ("objective", ("forward-forward",), ("threshold",)),
     ("goodness", ("mean", "square"), ("projection", "hidden_units", "cells")),
     ("projection", ("hidden",), ("hidden_units",)),
-    ("auxiliary", range(1, 2**31), ("auxiliary_cells", "auxiliary_layers")),
+    ("auxiliary", (), ("auxiliary_cells", "auxiliary_layers")),
     ("temperature", ("fixed",), ("temperature_value",)),
     ("relation", ("similarity", "contrast"), ("relation_weight", "probe")),
 )
 _KINDS: Mapping[type, str] = {int: "whole number", float: "number", bool: "truth value, `true` or `false`"}
+
+
+def _allows(needed: tuple[object, ...], value: object) -> bool:
+    return value in needed if needed else bool(value)
 
 
 def _from_text(name: str, value: Any, kind: Any) -> Any:

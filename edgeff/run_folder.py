@@ -176,8 +176,10 @@ class RunFolder:
             raise RunError(
                 f"`{path}` cannot be read: it is damaged or not of edgeff", hint="start a new run"
             ) from error
+        # A checkpoint of before there was a setting was made by what is its default now.
+        defaults = {f"setting {key}": one for key, one in PretrainSettings().as_dict().items()}
         for name, own in self.identity().items():
-            if identity.get(name) != own:
+            if identity.get(name, defaults.get(name)) != own:
                 raise RunError(
                     f"`{self.path}` cannot be resumed: its {name} differs", hint="resume with what the run began with"
                 )

@@ -99,6 +99,27 @@ def test_two_layers_may_learn_as_one(tiny: TinyRun, tmp_path: Path, losses: str,
     assert all(len(block.leaves()) == 2 for block in run.network.sequence)
 
 
+def test_batch_norm_is_folded_into_a_run_that_exports_like_any(tiny: TinyRun, tmp_path: Path) -> None:
+    given = (*HAR, "--data", tiny.own, *SMALL)
+    plain = pretrained(tmp_path / "plain", *given)
+    normed = pretrained(tmp_path / "normed", *given, "--batch-norm")
+    assert (plain.settings.batch_norm, normed.settings.batch_norm) == (False, True)
+    assert normed.network.describe()["blocks"] == plain.network.describe()["blocks"]
+    assert largest_difference(plain, normed) > 0.0
+    exported = edgeff("export", tmp_path / "normed", "--out", tmp_path / "a.zip")
+    assert exported.exit_code == 0, exported.output
+    evaluated = json.loads(edgeff("evaluate", tmp_path / "a.zip", "--data", tiny.own, "--json").stdout)
+    rows = np.load(tiny.own)
+    with torch.no_grad():
+        found = normed.network(torch.from_numpy(normed.preprocessing.apply(rows["x"]))).argmax(dim=1).numpy()
+    assert evaluated["accuracy"] == pytest.approx(float((found == rows["y"]).mean()))
+
+
+def test_the_last_epoch_is_not_called_the_best(tiny: TinyRun, tmp_path: Path) -> None:
+    result = edgeff("pretrain", *HAR, "--data", tiny.own, "--out", tmp_path / "run", *SMALL, "--keep", "last")
+    assert ": last epoch 1, validation accuracy " in result.stdout
+
+
 def test_back_propagation_has_no_blocks_of_two_layers(tiny: TinyRun, tmp_path: Path) -> None:
     given = (*HAR, "--data", tiny.own, "--out", tmp_path / "run", "--mode", "bp", "--layers", "2-layer")
     assert refused("pretrain", *given)[0] == ("mode `bp` trains all layers as one block, not blocks of `2-layer`")
@@ -195,6 +216,7 @@ batch_size = 64
 learning_rate = 0.004
 label_smoothing = 0.1
 layers = "2-layer"
+batch_norm = true
 
 [rule]
 projection = "fixed"
@@ -211,7 +233,7 @@ def test_a_recipe_sets_every_option_that_it_names(tiny: TinyRun, tmp_path: Path)
     run = pretrained(tmp_path / "run", "--recipe", recipe_file(tmp_path, tiny.own), "--threads", 1)
     settings = run.settings
     assert (settings.epochs, settings.batch_size, settings.learning_rate) == (2, 64, 0.004)
-    assert (settings.label_smoothing, settings.layers) == (0.1, "2-layer")
+    assert (settings.label_smoothing, settings.layers, settings.batch_norm) == (0.1, "2-layer", True)
     assert settings.weight_decay == 1e-4  # the command's own default
     assert run.recipe["source"]["arguments"]["width"] == 0.25
     assert rule_of(run) == {"projection": "fixed", "cells": 2, "relation": "similarity", "relation_weight": 0.5}
@@ -222,7 +244,7 @@ def test_a_recipe_is_followed_as_if_its_options_had_been_given(tiny: TinyRun, tm
     by_recipe = pretrained(tmp_path / "recipe", "--recipe", recipe_file(tmp_path, tiny.own), "--threads", 1)
     options = ("--width", 0.25, "--epochs", 2, "--batch-size", 64, "--learning-rate", 0.004, "--label-smoothing", 0.1)
     rules = ("projection=fixed", "cells=2", "relation=similarity", "relation_weight=0.5")
-    given = (*HAR, "--data", tiny.own, *options, "--layers", "2-layer", "--threads", 1)
+    given = (*HAR, "--data", tiny.own, *options, "--layers", "2-layer", "--batch-norm", "--threads", 1)
     by_options = pretrained(tmp_path / "options", *given, *(part for rule in rules for part in ("--rule", rule)))
     assert by_recipe.settings == by_options.settings
     assert largest_difference(by_recipe, by_options) == 0.0
@@ -233,10 +255,23 @@ def test_what_is_given_on_the_command_line_counts_instead_of_the_recipe(
     tiny: TinyRun, tmp_path: Path, recipe_first: bool
 ) -> None:
     recipe = ("--recipe", recipe_file(tmp_path, tmp_path / "nowhere.npz"))
-    options = ("--data", tiny.own, "--epochs", 1, "--width", 0.1, "--layers", "1-layer", "--threads", 1)
+    options = (
+        "--data",
+        tiny.own,
+        "--epochs",
+        1,
+        "--width",
+        0.1,
+        "--layers",
+        "1-layer",
+        "--no-batch-norm",
+        "--threads",
+        1,
+    )
     rules = ("--rule", "projection=hidden", "--rule", "hidden_units=4")
     run = pretrained(tmp_path / "run", *((*recipe, *options, *rules) if recipe_first else (*options, *rules, *recipe)))
     assert (run.settings.epochs, run.settings.batch_size, run.settings.layers) == (1, 64, "1-layer")
+    assert not run.settings.batch_norm
     assert run.recipe["source"]["arguments"]["width"] == 0.1
     # Of the rule too, setting by setting.
     assert rule_of(run) == {

@@ -63,7 +63,7 @@ def test_pooled_goodness_takes_cells_for_each_axis() -> None:
 @pytest.mark.parametrize(
     ("arguments", "row", "message"),
     [
-        ({"cells": (2, 2)}, (3, 8), "PooledGoodness has cells for 2 axes, the activation has 1"),
+        ({"cells": (2, 2)}, (3, 8), "the grid has cells for 2 axes, the activation has 1"),
         ({}, (3, 4, 4, 4), r"PooledGoodness takes rows \(D,\), .* got \(3, 4, 4, 4\)"),
         ({"layout": "tokens"}, (3, 4, 4), r"PooledGoodness takes rows .* got \(3, 4, 4\)"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgeff.objective import CrossEntropyObjective
 from edgeff.preprocess import Preprocessing, fit_preprocessing
 from edgeff.presets import preset
 from edgeff.pretrain import PretrainProgress, evaluate_network, pretrain
+from edgeff.pretrain_run import load_run
 from edgeff.pretrain_settings import PretrainSettings
 
 CENTRES = np.random.default_rng(99).standard_normal((3, 6)).astype(np.float32)
@@ -191,8 +193,34 @@ def test_label_smoothing_reaches_every_block() -> None:
 def test_label_smoothing_that_reaches_no_block_is_refused() -> None:
     network = preset("har-cnn", width=0.2, rule={"objective": "forward-forward"})
     with pytest.raises(ModelError, match="label smoothing is of the cross-entropy of classes, which no block learns"):
-        PretrainSettings(label_smoothing=0.1).prepare(network)
-    assert PretrainSettings(label_smoothing=0.0).prepare(network).describe() == network.describe()
+        PretrainSettings(label_smoothing=0.1).check(network, 8)
+    PretrainSettings(label_smoothing=0.0).check(network, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [({}, "leave it out, or give layers `2-layer` too"), ({"mode": "bp-deepsup"}, "leave it out")],
+)
+def test_losses_of_blocks_of_two_layers_need_such_blocks(changes: dict[str, Any], hint: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="losses `all` needs mode `local` and layers `2-layer`") as caught:
+        _pretrain(replace(SETTINGS, losses="all", **changes), out=tmp_path / "run")
+    assert caught.value.hint == hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_before_there_was_a_setting_is_read_and_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    whole = _pretrain(network=preset("mlp", input_shape=(6,), classes=3, width=0.1), out=run)
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    recipe = json.loads((run / "recipe.json").read_text())
+    del checkpoint["identity"]["setting batch_norm"], recipe["settings"]["batch_norm"]
+    recipe["settings"]["losses"] = "all"  # which said nothing, and was not refused
+    torch.save(checkpoint, run / "checkpoint.pt")
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    read = load_run(run).network
+    assert all(torch.equal(value, read.tensors()[key]) for key, value in whole.network.tensors().items())
+    again = _pretrain(network=preset("mlp", input_shape=(6,), classes=3, width=0.1), out=run, resume=True)
+    assert again.history == whole.history
 
 
 @pytest.mark.parametrize("augment", ["shift", "shift-flip"])
@@ -323,8 +351,6 @@ def test_another_index_error_of_a_users_module_is_not_taken_for_an_unknown_token
         ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\), got `1.0`"),
         ({"threads": 0}, "`threads` must be at least 1, got `0`"),
         ({"label_smoothing": 1.0}, r"label smoothing must be in \[0, 1\), got 1.0"),
-        ({"losses": "all"}, "losses `all` say nothing but of blocks of two layers"),
-        ({"losses": "all", "mode": "bp-deepsup"}, "losses `all` say nothing but of blocks of two layers"),
         ({"mixed_precision": True}, "mixed precision needs device `cuda`"),
         ({"unheard_of": 1}, "unknown pretraining setting `unheard_of`"),
     ],

@@ -38,7 +38,7 @@ NUMBERS: list[Values] = [
     {"cells": 2},
     {"projection": "hidden", "hidden_units": 3},
     {"auxiliary": 3},
-    {"auxiliary": 3, "auxiliary_cells": 2, "auxiliary_layers": 2},
+    {"auxiliary": 3, "auxiliary_layers": 2},
     {"temperature": "fixed", "temperature_value": 0.5},
     {"objective": "forward-forward", "threshold": 0.5},
     {"super_classes": 2, "super_class_blocks": 1},
@@ -171,7 +171,7 @@ def test_auxiliary_layers_are_of_the_kind_of_the_blocks(name: str, layer: type[n
     assert plain.readout.auxiliary is None
 
 
-@pytest.mark.parametrize("name", ["har-cnn", "image-cnn", "mlp"])
+@pytest.mark.parametrize("name", ["har-cnn", "image-cnn"])
 def test_auxiliary_layers_work_on_a_coarser_map_and_there_may_be_several(name: str) -> None:
     block = small(name, {"auxiliary": 3, "auxiliary_cells": 4, "auxiliary_layers": 2}).sequence[0]
     assert isinstance(block, LocalBlock)
@@ -185,20 +185,29 @@ def test_auxiliary_layers_work_on_a_coarser_map_and_there_may_be_several(name: s
     assert found.shape[:2] == (2, 3)
     assert found.shape[2:] == tuple(largest_divisor(size, 4) for size in activation.shape[2:])
     assert block.handover_shape == activation.shape[1:]
-    if found.ndim == 4:
-        pooled = torch.nn.functional.adaptive_avg_pool2d(activation, tuple(found.shape[2:]))
-        torch.testing.assert_close(found, block.readout.auxiliary[1:](pooled))
+    pool = torch.nn.functional.adaptive_avg_pool2d if found.ndim == 4 else torch.nn.functional.adaptive_avg_pool1d
+    pooled = pool(activation, tuple(found.shape[2:]))  # type: ignore[operator]
+    torch.testing.assert_close(found, block.readout.auxiliary[1:](pooled))
 
 
 def test_auxiliary_settings_go_with_auxiliary_channels() -> None:
     with pytest.raises(ModelError, match="rule `auxiliary_cells` says nothing with `auxiliary=0`") as caught:
         LocalRule(auxiliary_cells=8)
-    assert caught.value.hint == "leave it out, or choose `auxiliary=1 or more`"
+    assert caught.value.hint == "leave it out, or give `auxiliary` a number"
     base = {"auxiliary": 16, "auxiliary_cells": 8}
     assert merged_rules(base, {"auxiliary": "0"}) == {"auxiliary": "0"}
     assert merged_rules(base, {"auxiliary": "32"}) == {"auxiliary": "32", "auxiliary_cells": 8}
     with pytest.raises(ModelError, match="rule `auxiliary_layers` must be at least 1"):
         small("har-cnn", {"auxiliary": 3, "auxiliary_layers": 0})
+    with pytest.raises(ModelError, match="rule `auxiliary_cells` is of maps, and these blocks have none"):
+        small("mlp", {"auxiliary": 3, "auxiliary_cells": 4})
+    with pytest.raises(ModelError, match="GridMeans needs cells of at least 1, got `0`"):
+        GridMeans(0)
+
+
+def test_a_setting_that_is_no_whole_number_is_refused_at_once() -> None:
+    with pytest.raises(ModelError, match=r"rule `auxiliary` must be a whole number, got `0\.5`"):
+        LocalRule.from_dict(merged_rules({"auxiliary": 0.5}, {}))
 
 
 def test_early_blocks_alone_learn_super_classes() -> None:

@@ -24,7 +24,7 @@ RULES: list[dict[str, Any]] = [
     {"projection": "softmax"},
     {"projection": "prototypes"},
     {"auxiliary": 6},
-    {"auxiliary": 6, "auxiliary_cells": 2, "auxiliary_layers": 2},
+    {"auxiliary": 6, "auxiliary_layers": 2},
     {"temperature": "fixed", "temperature_value": 0.5},
     {"temperature": "clarity"},
     {"handover": "group-norm"},
@@ -54,8 +54,16 @@ def network_of(rule: dict[str, Any], kind: str) -> LocalNetwork:
     return LocalNetwork([block], input_shape=shape, classes=CLASSES)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: ",".join(f"{key}={value}" for key, value in rule.items()))
+# What is of maps alone.
+CASES = [(rule, kind) for rule in RULES for kind in KINDS]
+CASES += [({"auxiliary": 6, "auxiliary_cells": 2}, kind) for kind in ("map", "signal")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    CASES,
+    ids=lambda value: value if isinstance(value, str) else ",".join(f"{key}={one}" for key, one in value.items()),
+)
 def test_every_choice_learns_on_onnxruntime_as_it_does_in_torch(rule: dict[str, Any], kind: str) -> None:
     (block,) = network_of(rule, kind).sequence
     spec = optimizer_spec("adamw")

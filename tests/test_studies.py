@@ -109,6 +109,15 @@ def test_an_ablation_leaves_out_what_it_says(recipe: Path, tmp_path: Path) -> No
     assert described["handover"] == {"part": "NoHandoverNorm"}
 
 
+def test_recipes_that_differ_in_batch_norm_are_not_compared(recipe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.read_text() + "batch_norm = true\n")
+    result = edgeff("study", "compare", "--recipe", recipe, "--recipe", other, "--out", tmp_path / "out", *ONCE)
+    assert result.exit_code == 1
+    assert "of recipes `other` and `tiny` only one trains with batch norm" in result.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 def test_a_study_needs_what_it_needs(tmp_path: Path) -> None:
     nothing = edgeff("study", "compare", "--out", tmp_path / "out")
     assert (nothing.exit_code, "needs a recipe" in nothing.stderr) == (1, True)

@@ -26,7 +26,7 @@ def compare(settings: StudySettings) -> Findings:
     """Each recipe's local learning, and back-propagation with and without deep supervision on the first one's backbone.
 
     Raises:
-        ModelError: No recipe is given, or one of other data.
+        ModelError: No recipe is given, or one of other data, or of several some train with batch norm.
     """
     if not settings.recipes:
         raise ModelError("study `compare` needs a recipe", hint="for example `--recipe hapt-cpu`")
@@ -49,6 +49,8 @@ def _rows(recipes: list[Recipe], settings: StudySettings) -> Iterator[Row]:
         job, name = PretrainJob.of_recipe(recipe), local_name(recipe)
         if (job.data, job.test) != (first.data, first.test):
             raise ModelError(f"recipe `{recipe.name}` is of other data than `{recipes[0].name}`")
+        if job.settings.batch_norm != first.settings.batch_norm:
+            raise ModelError(f"of recipes `{recipe.name}` and `{recipes[0].name}` only one trains with batch norm")
         jobs[f"{name} ({recipe.name})" if name in jobs else name] = (recipe.name, job)
     for mode in _GLOBAL:
         jobs[mode] = (recipes[0].name, global_job(first, mode))
@@ -58,7 +60,10 @@ def _rows(recipes: list[Recipe], settings: StudySettings) -> Iterator[Row]:
 
 
 def global_job(job: PretrainJob, mode: Mode) -> PretrainJob:
-    """Back-propagation on a job's network: joined layers, relations and coarse targets are of local learning alone."""
+    """Back-propagation on a job's network: joined layers, relations and coarse targets are of local learning alone.
+
+    Auxiliary layers stay: they are part of the readout, through which back-propagation learns, too.
+    """
     rule = {key: value for key, value in job.rule.items() if not key.startswith(("relation", "probe", "super_"))}
     return replace(job, rule=rule).with_settings(mode=mode, layers="1-layer", losses="last")
 
