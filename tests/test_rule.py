@@ -238,10 +238,11 @@ def test_labels_are_laid_over_as_many_channels_as_there_are_classes() -> None:
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 
-# One of each builder with numbers too.
+# Every preset as it is, and one of each builder by every rule.
+BUILDERS = ("har-cnn", "kws-dscnn", "image-cnn", "mlp")
 LOCAL = [
-    *((name, rule) for name in PRESETS for rule in ({}, *NAMED)),
-    *((name, rule) for name in ("har-cnn", "kws-dscnn", "image-cnn", "mlp") for rule in NUMBERS),
+    *((name, {}) for name in PRESETS),
+    *((name, rule) for name in BUILDERS for rule in (*NAMED, *NUMBERS)),
 ]
 
 
