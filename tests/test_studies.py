@@ -63,6 +63,8 @@ def test_a_comparison_has_a_row_for_every_method_and_says_how_far_apart_they_are
     assert local["parameters"] == deep["parameters"]
     assert int(whole["parameters"]) < int(deep["parameters"])
     assert all(int(row["planned_bytes"]) > 0 and float(row["rows_per_s"]) > 0 for row in rows)
+    # One block at a time needs less where there are several, and is the same where there is one.
+    assert [int(row["stage_bytes"]) < int(row["planned_bytes"]) for row in rows] == [True, True, False, False]
     ahead = 100 * (float(local["test_accuracy"]) - float(whole["test_accuracy"]))
     side = "ahead of" if ahead > 0 else "behind"
     assert f"{abs(ahead):.2f} points {side} back-propagation;" in result.stdout

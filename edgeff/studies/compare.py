@@ -14,12 +14,13 @@ from edgeff.pretrain_job import Prepared, PretrainJob, prepare
 from edgeff.pretrain_settings import Mode
 from edgeff.recipe import Recipe, read_recipe
 from edgeff.runtime.plan import plan
-from edgeff.runtime.plan_parts import Request
+from edgeff.runtime.plan_parts import Request, Schedule
 from edgeff.studies.findings import Findings, Row, base_below, number, points
 from edgeff.studies.picture import Panel
 from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, run_name, spread
 
 _GLOBAL: tuple[Mode, ...] = ("bp-deepsup", "bp")
+_SCHEDULES: tuple[Schedule, ...] = ("sweep", "stage")
 
 
 def compare(settings: StudySettings) -> Findings:
@@ -77,7 +78,7 @@ def local_name(recipe: Recipe) -> str:
 
 
 def _row(recipe: str, method: str, outcomes: list[Outcome], prepared: Prepared) -> Row:
-    tests = [one.test_accuracy for one in outcomes]
+    tests, planned = [one.test_accuracy for one in outcomes], training_bytes(prepared)
     return {
         "recipe": recipe,
         "method": method,
@@ -86,24 +87,31 @@ def _row(recipe: str, method: str, outcomes: list[Outcome], prepared: Prepared) 
         "spread": spread(tests),
         "last_readout": mean([one.readout_accuracy[-1] for one in outcomes]),
         "parameters": outcomes[0].parameters,
-        "planned_bytes": training_bytes(prepared),
+        "planned_bytes": planned["sweep"],
+        "stage_bytes": planned["stage"],
         "rows_per_s": mean([one.rows_per_s for one in outcomes]),
         "epochs": outcomes[0].epochs,
     }
 
 
-def training_bytes(prepared: Prepared) -> int:
-    """Planned bytes of training the job's network on a device: every batch through all blocks, as small as can be.
+def training_bytes(prepared: Prepared) -> dict[Schedule, int]:
+    """Planned bytes of training the job's network on a device, as small as can be, by schedule.
 
-    Batch and optimiser are the job's, with one row at a time where no rows are compared.
+    `sweep`: every batch through all blocks; `stage`: one block after another (docs/memory.md). Batch and optimiser are
+    the job's, with one row at a time where no rows are compared.
     """
     network = prepared.settings.prepare(prepared.network)
     with tempfile.TemporaryDirectory() as folder:
         spec = ExportSettings(optimizer=prepared.settings.optimizer_spec())
         path = export_network(network, Path(folder) / "a", preprocessing=prepared.preprocessing, settings=spec)
         manifest = open_artifact(path).manifest
-    request = Request(batch_size=prepared.settings.batch_size, schedule="sweep", prefer="memory")
-    return min(plan(manifest, replace(request, arena=arena)).planned_bytes for arena in (False, True))
+    request = Request(batch_size=prepared.settings.batch_size, prefer="memory")
+    return {
+        schedule: min(
+            plan(manifest, replace(request, schedule=schedule, arena=arena)).planned_bytes for arena in (False, True)
+        )
+        for schedule in _SCHEDULES
+    }
 
 
 def _paragraph(rows: list[Row]) -> str:
