@@ -6,6 +6,7 @@ The command line prints both and exits with `exit_code`; anything that is not an
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
 from collections.abc import Iterable
 
@@ -37,8 +38,6 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 2) -> str:
     >>> did_you_mean("har-cn", ["har-cnn", "mlp"]), did_you_mean("x", ["har-cnn", "mlp"])
     ('did you mean `har-cnn`?', 'known: har-cnn, mlp')
     """
-    import difflib  # only where something is wrong: a device starts a little sooner without it
-
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=most, cutoff=0.6)
     return f"did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else f"known: {', '.join(names)}"

@@ -290,3 +290,8 @@ class Manifest:
     checks: CheckResults
     files: Mapping[str, FileSpec]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def last_predicting(self) -> BlockSpec:
+        """The last block whose scores count in the prediction: whatever later ones learn changes none."""
+        return self.blocks[max(number for number, weight in enumerate(self.fusion) if weight)]

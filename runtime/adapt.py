@@ -8,7 +8,7 @@ weights of the best of these are kept: those the network came with, when trainin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,12 @@ def adaptation_request(
     """What a run on `rows` rows of the user's asks of the planner; `more` are other attributes of the request.
 
     Raises:
-        RunError: The settings name an unknown block.
+        RunError: The settings name an unknown block, or none that any prediction depends on.
         BudgetError: The budget holds nothing.
     """
     if settings.blocks is not None:
         check_block_names(manifest, settings.blocks)
+        _refuse_to_learn_for_nothing(manifest, settings.blocks)
     replay = manifest.replay.rows if manifest.replay and settings.replay_fraction else 0
     return Request(
         batch_size=settings.batch_size,
@@ -169,6 +170,17 @@ def adaptation_request(
         row_bytes=replay * manifest.input.nbytes + 3 * 8 * (rows + replay),
         **more,
     )
+
+
+def _refuse_to_learn_for_nothing(manifest: Manifest, names: Sequence[str]) -> None:
+    last = manifest.last_predicting.name
+    known = [block.name for block in manifest.blocks]
+    if names and min(known.index(name) for name in names) > known.index(last):
+        listed = ", ".join(f"`{name}`" for name in names)
+        raise RunError(
+            f"training {listed} would change no prediction: `{last}` is the last block that takes part in it",
+            hint="name that one, or an earlier one",
+        )
 
 
 def engine_request(engine: Engine) -> dict[str, Any]:

@@ -491,6 +491,21 @@ def test_a_plan_for_an_unknown_block_is_refused(artifact):
         adaptation_request(artifact.manifest, replace(SETTINGS, blocks=("head",)), 48, budget_bytes=None)
 
 
+def test_blocks_that_no_prediction_depends_on_are_not_trained_alone(artifact):
+    names = [block.name for block in artifact.manifest.blocks]
+    weights = (*(1.0 for _ in names[:-1]), 0.0)
+    silent = replace(artifact.manifest, fusion=weights)
+    assert artifact.manifest.last_predicting.name == names[-1]
+    assert silent.last_predicting.name == names[-2]
+    message = (
+        f"^training `{names[-1]}` would change no prediction: `{names[-2]}` is the last block that takes part in it$"
+    )
+    with pytest.raises(RunError, match=message):
+        adaptation_request(silent, replace(SETTINGS, blocks=(names[-1],)), 48, budget_bytes=None)
+    for chosen in ((names[-2],), (names[-2], names[-1])):
+        assert adaptation_request(silent, replace(SETTINGS, blocks=chosen), 48, budget_bytes=None).trained == chosen
+
+
 # --- rows ---
 
 

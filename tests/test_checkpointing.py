@@ -97,6 +97,7 @@ def test_onnxruntime_does_not_merge_the_second_computation_with_the_first(tmp_pa
     assert 8 + 4 <= convolutions < 16
 
 
+@pytest.mark.slow
 def test_a_longer_network_holds_about_the_root_of_its_length_more() -> None:
     def peak(depth: int, again: bool) -> int:
         torch.manual_seed(0)

@@ -84,7 +84,7 @@ def mixed() -> LocalNetwork:
         return LocalNetwork(blocks, input_shape=(2, 8, 8), classes=3, name="mixed")
 
 
-@pytest.fixture(scope="module", params=["har-cnn", "vgg8", "mixed", "mixed sgd"])
+@pytest.fixture(scope="module", params=["har-cnn", pytest.param("vgg8", marks=pytest.mark.slow), "mixed", "mixed sgd"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("contract")
     if request.param.startswith("mixed"):

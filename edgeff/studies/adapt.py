@@ -165,7 +165,7 @@ def _adapted(method: str, own: Artifact, whole: Artifact, case: Case, old: Datas
     before = evaluate(open_network(artifact, engine), old.x, old.y).accuracy
     seconds, planned_bytes = 0.0, 0
     if method != NONE:
-        last = own.manifest.blocks[-1].name
+        last = own.manifest.last_predicting.name
         defaults = artifact.manifest.training
         settings = AdaptSettings(
             epochs=epochs,
