@@ -66,11 +66,8 @@ def cost(rule: LocalRule, together: int) -> tuple[int, int]:
         settings = ExportSettings(rows_together=together)
         path = export_network(network, Path(folder) / "a", preprocessing=preprocessing, settings=settings)
         manifest = open_artifact(path).manifest
-    plans = [
-        plan(manifest, Request(batch_size=BATCH, schedule="sweep", prefer="memory", arena=arena))
-        for arena in (False, True)
-    ]
-    return sum(block.parameter_bytes for block in manifest.blocks) // 4, min(one.planned_bytes for one in plans)
+    smallest = plan(manifest, Request(batch_size=BATCH, schedule="sweep", prefer="memory"))
+    return sum(block.parameter_bytes for block in manifest.blocks) // 4, smallest.planned_bytes
 
 
 if __name__ == "__main__":

@@ -55,11 +55,14 @@ def make_auxiliary(incoming: int, channels: int, *, axes: int, cells: int = 0, l
         raise ModelError("rule `auxiliary_cells` is of maps, and these blocks have none", hint="leave it out")
     made: list[nn.Module] = [GridMeans(cells)] if cells else []
     for number in range(layers):
-        made += [_layer(incoming if number == 0 else channels, channels, axes), nn.ReLU()]
+        made += [three_wide(incoming if number == 0 else channels, channels, axes), nn.ReLU()]
     return nn.Sequential(*made)
 
 
-def _layer(incoming: int, channels: int, axes: int) -> nn.Module:
+def three_wide(incoming: int, channels: int, axes: int, *, bias: bool = True) -> nn.Module:
+    """A convolution of width 3, or a linear map for rows without a spatial axis."""
     if axes == 2:
-        return nn.Conv2d(incoming, channels, 3, padding=1)
-    return nn.Conv1d(incoming, channels, 3, padding=1) if axes == 1 else nn.Linear(incoming, channels)
+        return nn.Conv2d(incoming, channels, 3, padding=1, bias=bias)
+    if axes == 1:
+        return nn.Conv1d(incoming, channels, 3, padding=1, bias=bias)
+    return nn.Linear(incoming, channels, bias=bias)

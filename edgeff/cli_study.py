@@ -18,8 +18,8 @@ STUDIES = {
     "systems": "Bytes and rows per second beside back-propagation at 224 x 224",
     "adapt": "A new person, speaker, sensor or class on the device",
 }
-# What studies take of recipes, where they take any; and those that train for no number of epochs.
-_RECIPES = {"compare": "recipes", "ablation": "one recipe", "depth": "one recipe"}
+# Studies of recipes, of one recipe, and those that train for no number of epochs.
+_MANY_RECIPES, _ONE_RECIPE = ("compare",), ("ablation", "depth")
 _WITHOUT_EPOCHS = ("systems",)
 
 
@@ -48,9 +48,10 @@ def study(
     from edgeff.errors import RunError
     from edgeff.studies.training import StudySettings
 
-    takes = _RECIPES.get(name, "no recipe")
-    if len(recipes) > {"no recipe": 0, "one recipe": 1}.get(takes, len(recipes)):
-        raise click.UsageError(f"study `{name}` takes {takes}")
+    if recipes and name not in (*_MANY_RECIPES, *_ONE_RECIPE):
+        raise click.UsageError(f"study `{name}` takes no recipe")
+    if len(recipes) > 1 and name in _ONE_RECIPE:
+        raise click.UsageError(f"study `{name}` takes one recipe")
     if epochs and name in _WITHOUT_EPOCHS:
         raise click.UsageError(f"study `{name}` takes no epochs: it measures single steps")
     module = name.replace("-", "_")

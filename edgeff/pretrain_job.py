@@ -13,7 +13,7 @@ import torch
 from edgeff.data import open_dataset
 from edgeff.dataset import Dataset
 from edgeff.errors import ModelError
-from edgeff.feed import check_fit
+from edgeff.feed import batches_count, check_fit
 from edgeff.learner import Evaluation
 from edgeff.model import LocalNetwork
 from edgeff.preprocess import Preprocessing, fit_preprocessing
@@ -101,7 +101,7 @@ class Prepared:
     @property
     def steps(self) -> int:
         """Updates of the whole run."""
-        return self.settings.epochs * -(-len(self.train) // self.settings.batch_size)
+        return self.settings.epochs * batches_count(len(self.train), self.settings.batch_size)
 
     def run(
         self,

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edgeff.auxiliary import three_wide
 from edgeff.errors import ModelError
 from edgeff.objective import one_hot
 from edgeff.parts import Description
@@ -43,16 +44,6 @@ class Relation(nn.Module):
     def describe(self) -> Description:
         """JSON-able name and settings."""
         raise NotImplementedError
-
-
-def _auxiliary_map(activation: Tensor, channels: int) -> nn.Module:
-    """A convolution of width 3, or a linear map for rows without places."""
-    incoming = activation.shape[1]
-    if activation.ndim == 4:
-        return nn.Conv2d(incoming, channels, 3, padding=1, bias=False)
-    if activation.ndim == 3:
-        return nn.Conv1d(incoming, channels, 3, padding=1, bias=False)
-    return nn.Linear(incoming, channels, bias=False)
 
 
 def _unit_rows(values: Tensor) -> Tensor:
@@ -88,7 +79,8 @@ class SimilarityMatching(Relation):
     def build(self, activation: Tensor) -> None:
         """Create the auxiliary map for an activation (N, ...)."""
         channels = activation.shape[1] if self.channels is None else self.channels
-        self.map: nn.Module = _auxiliary_map(activation, channels) if channels else nn.Identity()
+        incoming, axes = activation.shape[1], activation.ndim - 2
+        self.map: nn.Module = three_wide(incoming, channels, axes, bias=False) if channels else nn.Identity()
 
     def forward(self, activation: Tensor) -> Tensor:
         """Embedding (N, E), of mean 0 and length 1 in each row."""
