@@ -12,6 +12,7 @@ from audit_peers import REPEATS, ROOT, Skipped, output
 
 NAME = "onnxruntime"
 DEVICE = ROOT / ".venv-device"
+CUDA = ROOT / ".venv-cuda"
 
 
 def own_row(method: str, batch: int, micro_batch: int, folder: Path) -> dict[str, Any]:

@@ -96,15 +96,15 @@ def with_ratios(found: Sequence[Row]) -> list[Row]:
 
 
 def providers() -> list[str]:
-    """What the onnxruntime of the device environment can run on.
+    """What the onnxruntime of the environment for a GPU can run on.
 
     Raises:
         EdgeffError: There is none that tells.
     """
     program = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
     try:
-        text = output([str(device_python()), "-c", program], {**os.environ, "ORT_DISABLE_TELEMETRY": "1"})
+        text = output([str(device_python("cuda")), "-c", program], {**os.environ, "ORT_DISABLE_TELEMETRY": "1"})
     except Skipped as error:
-        raise EdgeffError(f"no onnxruntime tells what it can run on: {error}", hint="run `make test`") from error
+        raise EdgeffError(f"no onnxruntime tells what it can run on: {error}") from error
     found: list[str] = json.loads(text)
     return found

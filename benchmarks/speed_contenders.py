@@ -47,7 +47,7 @@ class Speed:
         micro_batch: For all that have one; None for the fastest of each.
         rounds: Bursts of every contender.
         burst_s: Seconds that a burst is to take.
-        provider: `cpu`, or `cuda` for PyTorch's rows alone.
+        provider: `cpu`, or `cuda` for onnxruntime's and PyTorch's rows alone.
     """
 
     networks: Sequence[str] = NETWORKS
@@ -101,7 +101,7 @@ def contenders(methods: Sequence[str], runtimes: Sequence[str]) -> Iterator[Cont
 def refusal(contender: Contender, provider: str) -> str | None:
     """Why a runtime cannot take part with a method; None where it can."""
     reason = REFUSED.get((contender.method, contender.runtime))
-    if reason is None and provider != "cpu" and contender.runtime != "pytorch":
+    if reason is None and provider != "cpu" and contender.runtime not in (OWN, "pytorch"):
         return "it is measured on the CPU alone"
     return reason
 
@@ -156,7 +156,8 @@ def launch(
     job = Job(cell.network, contender.method, cell.batch, micro_batch, str(folder), settings, cell.threads)
     benchmarks, words = ROOT / "benchmarks", json.dumps(asdict(job))
     if contender.runtime == OWN:
-        return [str(device_python()), str(benchmarks / "speed_worker_own.py"), words], dict(os.environ)
+        python = device_python(str(settings.get("device", "cpu")))
+        return [str(python), str(benchmarks / "speed_worker_own.py"), words], dict(os.environ)
     peer = PEERS[contender.runtime]
     python = interpreter(peer)
     prepare(peer, python, job)
@@ -171,12 +172,15 @@ def launch(
     return [str(python), str(benchmarks / "speed_worker.py"), module, words], environment
 
 
-def device_python() -> Path:
-    """The interpreter of the device environment.
+def device_python(provider: str) -> Path:
+    """The interpreter of an environment whose onnxruntime has a provider.
 
     Raises:
         Skipped: It is not there.
     """
-    if not (audit_own.DEVICE / ".ready").is_file():
-        raise Skipped("no environment `.venv-device`: run `make test`")
-    return audit_own.DEVICE / "bin" / "python"
+    folder, target = (
+        (audit_own.DEVICE, "test") if provider == "cpu" else (audit_own.CUDA, f"{audit_own.CUDA.name}/.ready")
+    )
+    if not (folder / ".ready").is_file():
+        raise Skipped(f"no environment `{folder.name}`: run `make {target}`")
+    return folder / "bin" / "python"

@@ -7,7 +7,7 @@ through the whole network once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,7 @@ import peer_torch
 import torch
 from audit_protocol import Array, Job, micro_batches
 from torch import Tensor
-from torch.nn.functional import cross_entropy, layer_norm
-
-from edgeff.handover import LayerNormHandover
+from torch.nn.functional import cross_entropy
 
 set_up = peer_torch.set_up
 
@@ -39,7 +37,6 @@ class Trainer(peer_torch.Trainer):
             block.to(_device(job.settings))
             if job.settings.get("channels_last"):
                 block.to(memory_format=torch.channels_last)
-                block.handover = handover_of_channels_last(block.handover)
         self.slices = micro_batches(job)
         self.forward = torch.compile(self.losses, dynamic=False) if job.settings.get("compile") else self.losses
 
@@ -65,20 +62,6 @@ class Trainer(peer_torch.Trainer):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(total)
-
-
-def handover_of_channels_last(handover: Any) -> Callable[[Tensor], Tensor]:
-    """The same hand-over, of maps with their channels last: `layer_norm` would put them first, and copy twice."""
-    if not isinstance(handover, LayerNormHandover):
-        return handover  # type: ignore[no-any-return]
-
-    def run(x: Tensor) -> Tensor:
-        if x.ndim != 4:
-            return handover(x)
-        last = x.permute(0, 2, 3, 1)
-        return layer_norm(last, last.shape[1:], eps=handover.eps).permute(0, 3, 1, 2)
-
-    return run
 
 
 def _device(settings: Mapping[str, Any]) -> torch.device:

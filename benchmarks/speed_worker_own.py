@@ -24,6 +24,7 @@ from speed_protocol import Ready, Taken, answers, serve
 
 from edgeff.artifact import Artifact, open_artifact
 from edgeff.errors import EdgeffError
+from edgeff.providers import CPU
 from edgeff.rows import Rows, row_index
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.features import FeatureFile, HandedOverRows
@@ -31,6 +32,7 @@ from edgeff.runtime.methods import METHODS, artifact_of, plan_trained
 from edgeff.runtime.network import Network, open_network, open_on_disk
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.plan_parts import Plan, Request
+from edgeff.runtime.provider_check import check_provider
 from edgeff.runtime.start import start
 from edgeff.runtime.store import ArtifactStore
 from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
@@ -218,9 +220,10 @@ def planned(job: Job, artifact: Artifact) -> Plan:
 def main(job: Job, folder: Path) -> None:
     channel = answers()
     x, y = (array.reshape(-1, *array.shape[2:]) for array in rows(job))
-    engine, meter, _ = start(job.threads)
+    engine, meter, _ = start(job.threads, provider=str(job.settings.get("device", CPU)))
     artifact = artifact_of(open_artifact(Path(job.folder) / "artifact"), job.method)
     plan = planned(job, artifact)
+    check_provider(artifact, engine, plan)
     engine.reserve(plan.arena_bytes)
     training = Training(artifact, plan, engine, x, y)
     settings: Callable[[], Mapping[str, Any]] = dict

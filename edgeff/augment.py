@@ -50,6 +50,24 @@ def shift_images(images: Tensor, rng: np.random.Generator, *, flip: bool) -> Ten
     return padded[each, :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
+def cut_out(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each image with a square of 0 in it, half as high and wide as the image, whose centre is anywhere.
+
+    Cutout (DeVries and Taylor, arXiv 1708.04552): what lies beyond the edge of the image is cut off, so that the square
+    takes between a sixteenth and a quarter of it. Standardised images have mean 0.
+
+    Args:
+        images: (N, C, H, W), any device.
+        rng: Draws the centres.
+    """
+    rows, _, height, width = images.shape
+    inside = [
+        np.abs(np.arange(size) + 0.5 - rng.uniform(0, size, size=(rows, 1))) < size / 4 for size in (height, width)
+    ]
+    square = torch.from_numpy(inside[0][:, None, :, None] & inside[1][:, None, None, :])
+    return images.masked_fill(square.to(images.device), 0.0)
+
+
 def shake_signals(rows: NDArray[Any], channels: int, rng: np.random.Generator) -> NDArray[Any]:
     """Turn, scale and blur raw signals a little.
 

@@ -43,7 +43,7 @@ _GROWTH_HEADER = ("networks", "batch", "threads", "method", "runtime", "size")
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="With `cuda`, PyTorch's rows alone are measured, on the GPU.",
+    help="With `cuda`, the rows of onnxruntime and PyTorch alone are measured, on the GPU.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each row.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to a CSV file as well.")
@@ -100,7 +100,7 @@ def _chosen(module: Any, provider: str, **options: Any) -> Any:
 def _need_cuda(there: Sequence[str]) -> None:
     if "CUDAExecutionProvider" not in there:
         raise EdgeffError(
-            f"the onnxruntime of `.venv-device` has no CUDAExecutionProvider, it has {', '.join(there)}",
+            f"the onnxruntime of `.venv-cuda` has no CUDAExecutionProvider, it has {', '.join(there)}",
             hint="leave `--provider` out to measure on the CPU",
         )
 

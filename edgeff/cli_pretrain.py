@@ -80,7 +80,10 @@ def _take_recipe(ctx: click.Context, parameter: click.Parameter, spec: str | Non
     help="Normalise layers by their batch, and fold that into the weights that are kept.",
 )
 @click.option(
-    "--augment", type=click.Choice(["none", "shift", "shift-flip", "signal"]), default="none", show_default=True
+    "--augment",
+    type=click.Choice(["none", "shift", "shift-flip", "shift-flip-cutout", "signal"]),
+    default="none",
+    show_default=True,
 )
 @click.option("--label-smoothing", type=float, help="Of every block's cross-entropy.")
 @click.option(

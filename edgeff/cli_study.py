@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeff.cli_options import DATA_DIR, JSON
+
+if TYPE_CHECKING:
+    from edgeff.pretrain_settings import Device
 
 # By name, with what each asks; the functions are in `edgeff.studies.<name>`, `-` as `_`.
 STUDIES = {
@@ -18,9 +22,9 @@ STUDIES = {
     "systems": "Bytes and rows per second beside back-propagation at 224 x 224",
     "adapt": "A new person, speaker, sensor or class on the device",
 }
-# Studies of recipes, of one recipe, and those that train for no number of epochs.
+# Studies of many recipes, of one recipe, those that train for no number of epochs, and those of float32 alone.
 _MANY_RECIPES, _ONE_RECIPE = ("compare",), ("ablation", "depth")
-_WITHOUT_EPOCHS = ("systems",)
+_WITHOUT_EPOCHS = _IN_FLOAT32 = ("systems",)
 
 
 @click.command(help="Run an experiment.\n\n\b\n" + "\n".join(f"{name:12}{what}" for name, what in STUDIES.items()))
@@ -30,6 +34,8 @@ _WITHOUT_EPOCHS = ("systems",)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's or the study's own.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch on the CPU.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Torch's.")
+@click.option("--mixed-precision", is_flag=True, help="bfloat16 autocast on cuda.")
 @DATA_DIR
 @JSON
 def study(
@@ -39,6 +45,8 @@ def study(
     seeds: int,
     epochs: int | None,
     threads: int | None,
+    device: Device,
+    mixed_precision: bool,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -54,6 +62,8 @@ def study(
         raise click.UsageError(f"study `{name}` takes one recipe")
     if epochs and name in _WITHOUT_EPOCHS:
         raise click.UsageError(f"study `{name}` takes no epochs: it measures single steps")
+    if mixed_precision and name in _IN_FLOAT32:
+        raise click.UsageError(f"study `{name}` measures in float32")
     module = name.replace("-", "_")
     run = getattr(importlib.import_module(f"edgeff.studies.{module}"), module)
     settings = StudySettings(
@@ -63,6 +73,8 @@ def study(
         seeds=seeds,
         epochs=epochs or 0,
         threads=threads,
+        device=device,
+        mixed_precision=mixed_precision,
         report=lambda line: click.echo(line, err=True),
     )
     try:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeff.augment import shake_signals, shift_images
+from edgeff.augment import cut_out, shake_signals, shift_images
 from edgeff.errors import DataError, ModelError
 from edgeff.manifest import ITEM_BYTES
 from edgeff.model import LocalNetwork
@@ -75,8 +75,9 @@ class Feed:
         """Features (n, *row) and labels (n,) int64 of some rows; augmented where a generator is given."""
         where = torch.from_numpy(index).to(self.device)
         x = self._kept[where] if self._kept is not None else self._features(index, rng)
-        if rng is not None and self.augment in ("shift", "shift-flip"):
-            x = shift_images(x, rng, flip=self.augment == "shift-flip")
+        if rng is not None and self.augment.startswith("shift"):
+            x = shift_images(x, rng, flip=self.augment != "shift")
+            x = cut_out(x, rng) if self.augment == "shift-flip-cutout" else x
         return x, self.y[where]
 
     def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:

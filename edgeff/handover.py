@@ -22,11 +22,20 @@ class LayerNormHandover:
 
     def __call__(self, activation: Tensor) -> Tensor:
         """The activation (N, *row) with mean 0 and variance 1 in each row."""
+        if activation.ndim == 4 and _is_channels_last(activation):
+            # All numbers of a row count alike in any order; `layer_norm` would put channels first, and copy twice.
+            last = activation.permute(0, 2, 3, 1)
+            return F.layer_norm(last, last.shape[1:], eps=self.eps).permute(0, 3, 1, 2)
         return F.layer_norm(activation, activation.shape[1:], eps=self.eps)
 
     def describe(self) -> Description:
         """Name and settings."""
         return {"part": "LayerNormHandover", "eps": self.eps}
+
+
+def _is_channels_last(maps: Tensor) -> bool:
+    # Of a single channel or place both layouts are the same one.
+    return maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
 
 
 @dataclass(frozen=True)

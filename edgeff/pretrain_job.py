@@ -125,7 +125,10 @@ class Prepared:
             resume=resume,
             progress=progress,
         )
-        tested = None if self.test is None else evaluate_network(result.network, self.test, self.preprocessing)
+        if self.test is None:
+            return result, None
+        tested = evaluate_network(result.network, self.test, self.preprocessing, device=self.settings.device)
+        result.network.cpu()
         return result, tested
 
 

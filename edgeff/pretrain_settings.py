@@ -16,7 +16,7 @@ from edgeff.objective import CrossEntropyObjective
 from edgeff.optimizer import optimizer_spec
 
 Mode = Literal["local", "bp", "bp-deepsup"]
-Augment = Literal["none", "shift", "shift-flip", "signal"]
+Augment = Literal["none", "shift", "shift-flip", "shift-flip-cutout", "signal"]
 Schedule = Literal["cosine", "constant"]
 Device = Literal["cpu", "cuda"]
 Kind = Literal["adamw", "sgd"]
@@ -51,7 +51,8 @@ class PretrainSettings:
             (`edgeff.relation`) compares those of a micro-batch. 0 for the whole batch.
         batch_norm: Normalise layers by their batch while training, and fold that into their weights in what is kept
             (`edgeff.batch_norm`).
-        augment: `none`; `shift` or `shift-flip` for images; `signal` for inertial and other signals.
+        augment: `none`; `shift`, `shift-flip` or `shift-flip-cutout` for images; `signal` for inertial and other
+            signals.
         gradient_clip: Largest norm of a block's gradient; 0 for no limit.
         label_smoothing: Given to every block's cross-entropy; None leaves the blocks' own.
         fusion: How the readouts make one prediction: `range`, the consecutive ones that do best on validation data;

@@ -122,16 +122,21 @@ class DeviceMemory:
         if _key(array) in self._changed:
             self._download(self._changed[_key(array)])
 
+    @property
+    def _copies_tensors(self) -> bool:
+        # Of providers that are built in, `copy_tensors` finds no way (1.31); their values copy themselves.
+        return self.device != "cuda" and hasattr(self.module, "copy_tensors")
+
     def _upload(self, copy: DeviceCopy) -> None:
         self.count(Copies(to_device=1))
-        if hasattr(self.module, "copy_tensors"):
+        if self._copies_tensors:
             self.module.copy_tensors([self.module.OrtValue.ortvalue_from_numpy(copy.array)], [copy.value])
         else:
             copy.value.update_inplace(copy.array)
 
     def _download(self, copy: DeviceCopy) -> None:
         self.count(Copies(from_device=1))
-        if hasattr(self.module, "copy_tensors"):
+        if self._copies_tensors:
             self.module.copy_tensors([copy.value], [self.module.OrtValue.ortvalue_from_numpy(copy.array)])
         else:
             copy.array[...] = copy.value.numpy()

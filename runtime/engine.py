@@ -20,7 +20,17 @@ from edgeff.providers import CPU
 from edgeff.runtime.arrays import Array, Port, fitting
 from edgeff.runtime.cores import fast_cores
 from edgeff.runtime.device_memory import Copies, DeviceCall, DeviceMemory
-from edgeff.runtime.providers import KINDS, RECORD, Placement, ProviderKind, choose, placement_of, plugin_devices
+from edgeff.runtime.providers import (
+    KINDS,
+    RECORD,
+    Placement,
+    ProviderKind,
+    check_started,
+    choose,
+    load_libraries,
+    placement_of,
+    plugin_devices,
+)
 
 # More threads than this help no model small enough to train on a device, and each costs memory in every session.
 MAX_DEFAULT_THREADS = 4
@@ -186,6 +196,7 @@ class OnnxRuntime:
         self._take_zeros(1)
         self.provider = choose(provider, self._module) if isinstance(provider, str) else provider
         self._devices = plugin_devices(self.provider, self._module)
+        load_libraries(self.provider, self._module)
 
     @property
     def name(self) -> str:
@@ -243,6 +254,8 @@ class OnnxRuntime:
                 f"{self.name} refused `{name}`: {one_line(error)}",
                 hint="install a newer onnxruntime, or export the model again",
             ) from error
+        if not self._devices:  # which were found to be there
+            check_started(self.provider, session)
         if memory is not None:
             return _DeviceSession(session, self.native, name, memory)
         kind = _Session if self.provider.in_place else _ApartSession

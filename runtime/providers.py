@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,6 +153,27 @@ def plugin_devices(kind: ProviderKind, module: Any) -> list[Any]:
             + ", ".join(name for name in available(module) if name != kind.name),
         )
     return found
+
+
+def load_libraries(kind: ProviderKind, module: Any) -> None:
+    """Load what a provider's library links with: CUDA's are in packages of their own, which no system path names."""
+    if kind.name == "cuda" and hasattr(module, "preload_dlls"):
+        # It prints what it does not find; whether the provider starts is seen when a session is made.
+        with redirect_stdout(io.StringIO()):
+            module.preload_dlls()
+
+
+def check_started(kind: ProviderKind, session: Any) -> None:
+    """Refuse a session that onnxruntime made without the provider it was asked for, which it only logs.
+
+    Raises:
+        EngineError: The provider did not start.
+    """
+    if kind.full not in session.get_providers():
+        raise EngineError(
+            f"the provider `{kind.name}` does not start here: onnxruntime logged why, and went to the CPU",
+            hint="install the driver and the libraries that it needs, or leave `--provider` out to train on the CPU",
+        )
 
 
 def placement_of(session: Any) -> Placement | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeff.augment import ROTATION_RAD, shake_signals, shift_images, small_rotations
+from edgeff.augment import ROTATION_RAD, cut_out, shake_signals, shift_images, small_rotations
 from edgeff.errors import ModelError
 
 
@@ -27,6 +27,19 @@ def test_about_half_of_the_images_are_mirrored() -> None:
 def test_small_images_are_not_shifted() -> None:
     images = torch.randn(3, 1, 7, 7)
     assert torch.equal(shift_images(images, np.random.default_rng(0), flip=False), images)
+
+
+def test_a_square_of_half_the_size_is_cut_out_and_may_reach_over_the_edge() -> None:
+    images = torch.ones(500, 2, 16, 8)
+    holes = cut_out(images, np.random.default_rng(0)) == 0.0
+    assert torch.equal(holes[:, 0], holes[:, 1])  # of all channels
+    heights, widths = holes[:, 0].any(dim=2).sum(dim=1), holes[:, 0].any(dim=1).sum(dim=1)
+    assert torch.equal(holes[:, 0].sum(dim=(1, 2)), heights * widths)  # a rectangle
+    assert (int(heights.min()), int(heights.max())) == (4, 8)
+    assert (int(widths.min()), int(widths.max())) == (2, 4)
+    hit = holes[:, 0].float().mean(dim=0)  # every place is hit, none much more often than another
+    assert 0.05 < float(hit.min()) <= float(hit.max()) < 0.35
+    assert torch.equal(images, torch.ones_like(images))
 
 
 def test_rotations_are_rotations_by_small_angles() -> None:

@@ -80,9 +80,10 @@ def test_deep_supervision_is_refused_by_all_but_pytorch_with_a_reason() -> None:
     assert all(reason and "last block's scores alone" in reason for reason in reasons.values())
 
 
-def test_on_a_gpu_pytorch_alone_takes_part() -> None:
+def test_on_a_gpu_pytorch_and_onnxruntime_take_part() -> None:
     assert speed_contenders.refusal(Contender("bp", "pytorch"), "cuda") is None
-    assert speed_contenders.refusal(Contender("sweep", "onnxruntime"), "cuda") == "it is measured on the CPU alone"
+    assert speed_contenders.refusal(Contender("sweep", "onnxruntime"), "cuda") is None
+    assert speed_contenders.refusal(Contender("bp", "mnn"), "cuda") == "it is measured on the CPU alone"
 
 
 def variants_of(method: str, runtime: str, fixed: int | None = None, *, maps: bool = True) -> list[Variant]:
@@ -127,13 +128,24 @@ def test_pytorch_keeps_freed_memory_has_its_threads_and_compiles_anew_each_time(
 def test_our_own_worker_runs_in_the_device_environment_with_the_allocator_as_users_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_own, "DEVICE", tmp_path)
+    device = tmp_path / ".venv-device"
+    device.mkdir()
+    monkeypatch.setattr(audit_own, "DEVICE", device)
     with pytest.raises(Skipped, match=r"no environment `\.venv-device`: run `make test`"):
         speed_contenders.launch(Contender("sweep", "onnxruntime"), CELL, {}, 4, tmp_path)
-    (tmp_path / ".ready").touch()
+    (device / ".ready").touch()
     words, environment = speed_contenders.launch(Contender("sweep", "onnxruntime"), CELL, {}, 4, tmp_path)
-    assert (words[0], Path(words[1]).name) == (str(tmp_path / "bin" / "python"), "speed_worker_own.py")
+    assert (words[0], Path(words[1]).name) == (str(device / "bin" / "python"), "speed_worker_own.py")
     assert "MALLOC_MMAP_MAX_" not in environment
+    gpu = tmp_path / ".venv-cuda"
+    monkeypatch.setattr(audit_own, "CUDA", gpu)
+    with pytest.raises(Skipped, match=r"no environment `\.venv-cuda`: run `make \.venv-cuda/\.ready`"):
+        speed_contenders.launch(Contender("sweep", "onnxruntime"), CELL, {"device": "cuda"}, 4, tmp_path)
+    gpu.mkdir()
+    (gpu / ".ready").touch()
+    words, _ = speed_contenders.launch(Contender("sweep", "onnxruntime"), CELL, {"device": "cuda"}, 4, tmp_path)
+    assert words[0] == str(gpu / "bin" / "python")
+    assert Job(**json.loads(words[2])).settings == {"device": "cuda"}
 
 
 # --- how long, and at which settings ----------------------------------------------------------------------------------
@@ -435,18 +447,6 @@ def test_deep_supervision_sums_the_losses_of_all_blocks_and_learns_through_all()
     assert second < first
 
 
-def test_maps_with_channels_last_stay_so_in_the_hand_over_and_are_the_same() -> None:
-    block = reference("wide4").sequence[0]
-    x = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    handed = speed_torch.handover_of_channels_last(block.handover)(x.contiguous(memory_format=torch.channels_last))
-    assert handed.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(handed, block.handover(x))
-    features = torch.randn(2, 5)
-    torch.testing.assert_close(
-        speed_torch.handover_of_channels_last(block.handover)(features), block.handover(features)
-    )
-
-
 def test_a_burst_makes_its_updates_on_both_batches_by_turns_and_goes_on_where_the_last_ended() -> None:
     seen: list[str] = []
 
@@ -644,7 +644,7 @@ def test_a_gpu_is_asked_for_in_vain_where_onnxruntime_has_none(
     result = run("--provider", "cuda")
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: the onnxruntime of `.venv-device` has no CUDAExecutionProvider, "
+        "Error: the onnxruntime of `.venv-cuda` has no CUDAExecutionProvider, "
         "it has AzureExecutionProvider, CPUExecutionProvider\n\n"
         "hint: leave `--provider` out to measure on the CPU\n"
     )
@@ -653,17 +653,21 @@ def test_a_gpu_is_asked_for_in_vain_where_onnxruntime_has_none(
     assert [one.provider for one in asked] == ["cuda"]
 
 
-def test_the_device_environments_onnxruntime_says_what_it_runs_on() -> None:
+def test_the_onnxruntime_that_is_asked_says_what_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_own, "CUDA", audit_own.DEVICE)
     assert "CPUExecutionProvider" in speed.providers()
 
 
-def test_without_a_device_environment_a_gpu_cannot_be_asked_for(
+def test_without_an_environment_for_it_a_gpu_cannot_be_asked_for(
     asked: list[Speed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_own, "DEVICE", tmp_path)
+    monkeypatch.setattr(audit_own, "CUDA", tmp_path / ".venv-cuda")
     result = run("--provider", "cuda")
     assert result.exit_code == 1
-    assert "Error: no onnxruntime tells what it can run on: no environment `.venv-device`" in result.stderr
+    assert (
+        "Error: no onnxruntime tells what it can run on: no environment `.venv-cuda`: run `make .venv-cuda/.ready`"
+        in result.stderr
+    )
 
 
 @pytest.mark.slow

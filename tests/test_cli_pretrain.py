@@ -318,7 +318,10 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
     ("line", "message"),
     [
         ("[training]\noptimizer = 'adam'", "'adam' is not one of 'adamw', 'sgd'"),
-        ("[training]\naugment = 'blur'", "'blur' is not one of 'none', 'shift', 'shift-flip', 'signal'"),
+        (
+            "[training]\naugment = 'blur'",
+            "'blur' is not one of 'none', 'shift', 'shift-flip', 'shift-flip-cutout', 'signal'",
+        ),
     ],
 )
 def test_a_value_of_a_recipe_that_the_option_cannot_have_is_refused_as_the_option_is(

@@ -279,6 +279,28 @@ def test_an_interrupted_batch_leaves_no_trace(artifact: Artifact) -> None:
     assert_same(broken.network.resident(), whole.network.resident())
 
 
+def test_what_lies_on_a_gpu_copies_itself_for_onnxruntime_finds_no_way_there() -> None:
+    class Values:
+        @staticmethod
+        def ortvalue_from_shape_and_type(shape: Sequence[int], kind: type, device: str, number: int) -> Any:
+            assert (device, number) == ("cuda", 0)
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind)
+
+    def copy_tensors(*_: object) -> None:
+        raise RuntimeError("Data transfer implementation between source and destination device was not found.")
+
+    counted: list[Copies] = []
+    module = SimpleNamespace(OrtValue=Values, copy_tensors=copy_tensors)
+    memory = DeviceMemory(module, "cuda", counted.append)
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    copy = memory.place_output("new.parameter.w", array)
+    np.testing.assert_array_equal(copy.value.numpy(), np.arange(6))
+    copy.value.update_inplace(2 * copy.array)
+    memory.settle()
+    np.testing.assert_array_equal(array.reshape(-1), 2 * np.arange(6))
+    assert sum(counted, Copies()) == Copies(to_device=1, from_device=1)
+
+
 def test_gradients_begin_anew_after_each_batch(unseeded: Artifact) -> None:
     engine = OnDevice()
 

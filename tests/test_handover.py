@@ -36,6 +36,15 @@ def test_the_layer_norm_hand_over_is_torchs_without_parameters(shape: tuple[int,
     torch.testing.assert_close(LayerNormHandover()(a), expected)
 
 
+def test_maps_with_channels_last_stay_so_in_the_layer_norm_hand_over_and_are_the_same() -> None:
+    a = activation(2, 4, 6, 5)
+    handed = LayerNormHandover()(a.contiguous(memory_format=torch.channels_last))
+    assert handed.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(handed, LayerNormHandover()(a))
+    for same in (activation(2, 4, 1, 1), activation(2, 1, 6, 5)):  # both layouts at once
+        assert LayerNormHandover()(same).is_contiguous()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("groups", "used"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3)])
 def test_the_group_norm_hand_over_is_torchs_with_as_many_groups_as_divide_the_channels(

@@ -223,7 +223,7 @@ def test_a_run_of_before_there_was_a_setting_is_read_and_resumed(tmp_path: Path)
     assert again.history == whole.history
 
 
-@pytest.mark.parametrize("augment", ["shift", "shift-flip"])
+@pytest.mark.parametrize("augment", ["shift", "shift-flip", "shift-flip-cutout"])
 def test_augmented_images_are_learned_from(augment: Any) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 60)

@@ -30,7 +30,9 @@ from edgeff.runtime.providers import (
     Placement,
     ProviderKind,
     available,
+    check_started,
     choose,
+    load_libraries,
     placement_of,
     plugin_devices,
     told,
@@ -193,6 +195,30 @@ def test_a_plugin_whose_library_cannot_be_loaded_is_told_in_one_line() -> None:
     with pytest.raises(EngineError) as caught:
         plugin_devices(KINDS["webgpu"], Plugins(refusal="no such file:\n  /there").onnxruntime())
     assert str(caught.value) == "the provider `webgpu` cannot be loaded: no such file: /there"
+
+
+# --- a provider that does not start ---
+
+
+def test_the_libraries_of_cuda_are_loaded_quietly_and_of_no_other_provider(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = []
+
+    def preload_dlls() -> None:
+        print("Failed to load libcudnn.so.9")
+        loaded.append(True)
+
+    for kind in KINDS.values():
+        load_libraries(kind, SimpleNamespace(preload_dlls=preload_dlls))
+    assert loaded == [True]
+    load_libraries(KINDS["cuda"], SimpleNamespace())  # an onnxruntime that cannot
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_session_that_went_to_the_cpu_instead_is_refused() -> None:
+    check_started(KINDS["cuda"], SimpleNamespace(get_providers=lambda: [CUDA, CPU_PROVIDER]))
+    with pytest.raises(EngineError, match="the provider `cuda` does not start here") as caught:
+        check_started(KINDS["cuda"], SimpleNamespace(get_providers=lambda: [CPU_PROVIDER]))
+    assert "leave `--provider` out" in str(caught.value.hint)
 
 
 # --- what ran where ---

@@ -237,6 +237,7 @@ def test_a_place_where_no_folder_can_be_is_said_to_be_one(recipe: Path, tmp_path
         (("systems", "--recipe", "hapt-cpu"), "study `systems` takes no recipe"),
         (("depth", "--recipe", "hapt-cpu", "--recipe", "ecg5000-cpu"), "study `depth` takes one recipe"),
         (("systems", "--epochs", 1), "study `systems` takes no epochs: it measures single steps"),
+        (("systems", "--device", "cuda", "--mixed-precision"), "study `systems` measures in float32"),
     ],
 )
 def test_options_that_a_study_has_no_use_for_are_refused(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,9 +96,10 @@ def test_adapting_compares_four_ways_on_the_same_people(
     assert runs == ["tiny-DTG-FF-seed0", "tiny-new-class-seed0"]
 
 
-def test_back_propagation_on_torch_is_measured_in_a_process_of_its_own() -> None:
+@pytest.mark.parametrize("method", ["bp+accumulation+checkpointing", "local"])
+def test_an_update_on_torch_is_measured_in_a_process_of_its_own(method: str) -> None:
     arguments = {"input_shape": [3, 16, 16], "classes": 3, "width": 0.1}
-    found = measure_torch("vgg8", arguments, "bp+accumulation+checkpointing", batch=4, micro_batch=2, threads=1)
+    found = measure_torch("vgg8", arguments, method, batch=4, micro_batch=2, threads=1)
     assert found.runtime.startswith("torch 2.")
     assert found.micro_batch == 2
     assert found.floor_bytes > 2**26
@@ -133,19 +136,77 @@ def test_the_audit_tells_whether_its_aim_is_met(tmp_path: Path, monkeypatch: pyt
         assert (batch_size, threads, repeats) == (systems.BATCH, 1, 1)
         return Own(method, micro_batch)
 
-    def torch_run(*arguments: object, batch: int, micro_batch: int, threads: int) -> TorchMeasured:
+    def torch_run(*arguments: object, micro_batch: int, device: str, **_: object) -> TorchMeasured:
+        assert device == "cpu"
         return TorchMeasured("torch 2", micro_batch, 200 << 20, 50 * micro_batch << 20, 7.5)
 
-    monkeypatch.setattr(systems, "_artifact", lambda out, settings: out)
+    monkeypatch.setattr(systems, "_artifact", lambda out, *_: out)
     monkeypatch.setattr(systems, "measure_method", own)
     monkeypatch.setattr(systems, "measure_torch", torch_run)
     result = edgeff("study", "systems", "--out", tmp_path / "out", "--seeds", 1)
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "out" / "systems.csv")
-    assert len(rows) == 16
+    assert len(rows) == 18
     sizes = [int(row["training_bytes"]) for row in rows]
     assert sizes == sorted(sizes)
     assert "10 MiB over its floor" in result.stdout
     assert "0.25 times that" in result.stdout
     assert "The aim of half the bytes at no fewer rows per second is met." in result.stdout
     assert np.isclose(float(rows[0]["rows_per_s"]), 8.0)
+
+
+def test_on_a_gpu_the_audit_runs_on_torch_alone_within_eight_gigabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torch_run(name: str, arguments: object, method: str, *, micro_batch: int, **told: object) -> TorchMeasured:
+        assert told == {"batch": systems.BATCH, "threads": 1, "device": "cuda", "limit_bytes": 8 * 10**9}
+        if method == "bp":
+            raise torch_process.DoesNotFit("`bp` on PyTorch does not fit: so many bytes")
+        return TorchMeasured("torch 2", micro_batch, 0, (1 if method == "local" else 3) * micro_batch << 20, 9.0)
+
+    monkeypatch.setattr(systems, "torch_device", lambda name: name)
+    monkeypatch.setattr(systems, "measure_torch", torch_run)
+    result = edgeff("study", "systems", "--out", tmp_path / "out", "--seeds", 1, "--device", "cuda")
+    assert result.exit_code == 0, result.output
+    assert "`bp` on PyTorch does not fit: so many bytes" in result.stderr
+    rows = rows_of(tmp_path / "out" / "systems.csv")
+    assert [row["method"] for row in rows].count("local") == 3
+    assert len(rows) == 10
+    assert "The aim of half the bytes at no fewer rows per second is met." in result.stdout
+
+
+def test_the_audit_says_that_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = edgeff("study", "systems", "--out", tmp_path / "out", "--device", "cuda")
+    assert result.exit_code == 1
+    assert "device `cuda` is asked for, and torch finds none" in result.stderr
+
+
+def test_more_than_the_gpu_may_give_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+    def ended(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(returncode=1, stderr=told, stdout="")
+
+    monkeypatch.setattr(torch_process.subprocess, "run", ended)
+    with pytest.raises(torch_process.DoesNotFit, match=r"does not fit: torch\.OutOfMemoryError: CUDA out of"):
+        measure_torch("vgg8", {}, "bp", batch=1, micro_batch=1, threads=1, device="cuda", limit_bytes=1)
+
+
+def test_a_local_update_on_torch_is_that_of_the_blocks_one_by_one() -> None:
+    import torch
+
+    from edgeff.learner import Learner, learn_batch
+    from edgeff.presets import preset
+    from edgeff.pretrain_settings import PretrainSettings
+
+    arguments: dict[str, Any] = {"input_shape": (3, 16, 16), "classes": 3, "width": 0.1}
+    x, y = torch.randn(6, 3, 16, 16), torch.arange(6) % 3
+    whole, cut = preset("vgg8", **arguments), preset("vgg8", **arguments)
+    settings = PretrainSettings(learning_rate=1e-3, schedule="constant", weight_decay=0.01)  # torch's own defaults
+    learn_batch([Learner(block, settings, steps=1) for block in whole.sequence], x, y, step=1)
+    torch_process._local_update(cut, 2)(x, y)
+    for name, value in whole.tensors().items():
+        torch.testing.assert_close(cut.tensors()[name], value, rtol=1e-3, atol=2e-4)

@@ -109,9 +109,7 @@ def _scenario(name: str, scenario: Scenario, settings: StudySettings) -> Iterato
     found: dict[str, list[_Adapted]] = {method: [] for method in METHODS}
     recipe = read_recipe(scenario.recipe)
     for seed in range(settings.seeds):
-        job = PretrainJob.of_recipe(recipe, seed=seed)
-        if settings.threads:
-            job = job.with_settings(threads=settings.threads)
+        job = PretrainJob.of_recipe(recipe, seed=seed, **settings.machine)
         prepared, cases = scenario.prepare(prepare(job, data_dir=settings.data_dir), seed)
         run = run_name(recipe.name, name if scenario.own_run else "DTG-FF") + f"-seed{seed}"
         run_prepared(prepared, run, settings)

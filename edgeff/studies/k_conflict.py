@@ -130,9 +130,8 @@ def prepared(data: Data, network: str, classes: int, method: Mode, seed: int, se
     train, validation = train_validation_split(own, VALIDATION_SHARE, seed)
     shape = preset_shape(network, None, own)
     built = preset(network, input_shape=shape, classes=own.classes or classes, width=0.5, seed=seed)
-    chosen = PretrainSettings(
-        epochs=settings.epochs or EPOCHS, batch_size=64, mode=method, seed=seed, threads=settings.threads
-    )
+    epochs = settings.epochs or EPOCHS
+    chosen = PretrainSettings(epochs=epochs, batch_size=64, mode=method, seed=seed, **settings.machine)
     return Prepared(built, train, validation, test, fit_preprocessing(train, built.input_shape), chosen)
 
 

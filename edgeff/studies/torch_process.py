@@ -1,4 +1,4 @@
-"""Back-propagation on PyTorch in a process of its own, measured by the kernel: the baseline of study `systems`.
+"""An update on PyTorch in a process of its own, measured: back-propagation and local learning, for study `systems`.
 
     python -m edgeff.studies.torch_process '{"preset": ..., "arguments": {...}, "method": "bp", "batch": 32, ...}'
 
@@ -17,14 +17,16 @@ from typing import Any
 
 from edgeff.errors import RunError
 
-# In the order of memory: each with whether the batch is cut, and whether activations are made again.
+# Local learning, every block by its own loss on each part of a batch.
+LOCAL = "local"
+# Back-propagation, in the order of memory: each with whether the batch is cut, and whether activations are made again.
 METHODS: Mapping[str, tuple[bool, bool]] = {
     "bp": (False, False),
     "bp+accumulation": (True, False),
     "bp+checkpointing": (False, True),
     "bp+accumulation+checkpointing": (True, True),
 }
-UPDATES = 3
+UPDATES = {"cpu": 3, "cuda": 7}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class TorchMeasured:
     Attributes:
         runtime: `torch` and its version.
         micro_batch: Rows that ran at once.
-        floor_bytes: Resident before the network was made.
-        training_bytes: Most resident since then, over the floor.
+        floor_bytes: Before the network was made: resident on the CPU, allocated on a GPU.
+        training_bytes: The most since then, over the floor.
         rows_per_s: Median over the updates but the first.
     """
 
@@ -46,19 +48,47 @@ class TorchMeasured:
     rows_per_s: float
 
 
+class DoesNotFit(RunError):
+    """A method needs more than the GPU may give."""
+
+
 def measure_torch(
-    preset: str, arguments: Mapping[str, Any], method: str, *, batch: int, micro_batch: int, threads: int
+    preset: str,
+    arguments: Mapping[str, Any],
+    method: str,
+    *,
+    batch: int,
+    micro_batch: int,
+    threads: int,
+    device: str = "cpu",
+    limit_bytes: int | None = None,
 ) -> TorchMeasured:
     """Train a preset for some updates in a fresh process.
 
+    Args:
+        preset: Name.
+        arguments: Of `edgeff.presets.preset`.
+        method: `LOCAL` or one of `METHODS`.
+        batch: Rows of an update.
+        micro_batch: Rows that run at once, where the method cuts a batch.
+        threads: Of torch on the CPU.
+        device: `cpu` or `cuda`.
+        limit_bytes: Of a GPU's memory; None for all.
+
     Raises:
+        DoesNotFit: It needs more than `limit_bytes`.
         RunError: The process failed.
     """
-    told = {"preset": preset, "arguments": dict(arguments), "method": method, "batch": batch, "threads": threads}
-    command = [sys.executable, "-m", "edgeff.studies.torch_process", json.dumps({**told, "micro_batch": micro_batch})]
+    told = {
+        **{"preset": preset, "arguments": dict(arguments), "method": method, "batch": batch, "threads": threads},
+        **{"micro_batch": micro_batch, "device": device, "limit_bytes": limit_bytes},
+    }
+    command = [sys.executable, "-m", "edgeff.studies.torch_process", json.dumps(told)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or f"ended with code {done.returncode}").splitlines()[-1]
+        if "OutOfMemoryError" in reason:
+            raise DoesNotFit(f"`{method}` on PyTorch does not fit: {reason}", hint="give the GPU more")
         raise RunError(f"`{method}` on PyTorch failed: {reason}", hint="there may not be enough memory")
     return TorchMeasured(**json.loads(done.stdout))
 
@@ -68,33 +98,57 @@ def _measure_here(told: Mapping[str, Any]) -> TorchMeasured:
 
     from edgeff.presets import preset
     from edgeff.runtime.allocator import set_lean_allocator
-    from edgeff.runtime.meter import Meter
 
     set_lean_allocator()
     torch.set_num_threads(told["threads"])
-    cut, again = METHODS[told["method"]]
+    device = torch.device(told["device"])
+    cut, again = METHODS.get(told["method"], (True, False))
     size = told["micro_batch"] if cut else told["batch"]
-    warm = torch.nn.Conv2d(3, 4, 3)
-    torch.autograd.backward(warm(torch.zeros(1, 3, 8, 8)).sum())  # what torch loads on its first use is no training
-    meter = Meter()
-    network = preset(told["preset"], **told["arguments"]).regroup("whole", "last")
-    update = _update(network, size, again)
-    x = torch.randn(told["batch"], *network.input_shape)
-    y = torch.arange(told["batch"]) % len(network.classes)
+    warm = torch.nn.Conv2d(3, 4, 3).to(device)
+    # What torch loads on its first use is no training.
+    torch.autograd.backward(warm(torch.zeros(1, 3, 8, 8, device=device)).sum())
+    read = _gpu_reader(told["limit_bytes"]) if device.type == "cuda" else _resident_reader()
+    network = preset(told["preset"], **told["arguments"]).to(device)
+    local = told["method"] == LOCAL
+    update = _local_update(network, size) if local else _update(network.regroup("whole", "last"), size, again)
+    x = torch.randn(told["batch"], *network.input_shape, device=device)
+    y = torch.arange(told["batch"], device=device) % len(network.classes)
     seconds = []
-    for _ in range(UPDATES):
+    for _ in range(UPDATES[device.type]):
         began = time.perf_counter()
         update(x, y)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    reading = meter.read()
-    typical = sorted(seconds[1:])[(UPDATES - 1) // 2]
-    return TorchMeasured(
-        f"torch {torch.__version__.partition('+')[0]}",
-        size,
-        reading.floor_bytes,
-        reading.training_bytes,
-        told["batch"] / typical,
-    )
+    floor, training = read()
+    typical = sorted(seconds[1:])[(len(seconds) - 1) // 2]
+    version = torch.__version__.partition("+")[0]
+    return TorchMeasured(f"torch {version}", size, floor, training, told["batch"] / typical)
+
+
+def _resident_reader() -> Callable[[], tuple[int, int]]:
+    """Floor now, and when it is called the most that was resident above it, both of this process."""
+    from edgeff.runtime.meter import Meter
+
+    meter = Meter()
+
+    def read() -> tuple[int, int]:
+        reading = meter.read()
+        return reading.floor_bytes, reading.training_bytes
+
+    return read
+
+
+def _gpu_reader(limit_bytes: int | None) -> Callable[[], tuple[int, int]]:
+    """As `_resident_reader`, of what torch has allocated on the GPU; at most `limit_bytes` from now on."""
+    import torch
+
+    if limit_bytes is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
+    torch.cuda.reset_peak_memory_stats()
+    floor = torch.cuda.memory_allocated()
+    return lambda: (floor, torch.cuda.max_memory_allocated() - floor)
 
 
 def _update(network: Any, size: int, again: bool) -> Callable[[Any, Any], None]:
@@ -111,9 +165,30 @@ def _update(network: Any, size: int, again: bool) -> Callable[[Any, Any], None]:
             for leaf in whole.leaves():
                 part, readings = checkpoint(leaf, part, use_reentrant=False) if again else leaf(part)
             labels = y[start : start + size]
-            weight = torch.full((len(labels),), 1.0 / len(y))
+            weight = torch.full((len(labels),), 1.0 / len(y), device=y.device)
             torch.autograd.backward(whole.loss(readings, labels, weight))
             del part, readings
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return update
+
+
+def _local_update(network: Any, size: int) -> Callable[[Any, Any], None]:
+    """One update by AdamW, the batch in parts of `size`, each of which goes through all blocks before the next."""
+    import torch
+
+    optimizer = torch.optim.AdamW(network.parameters())
+
+    def update(x: Any, y: Any) -> None:
+        for start in range(0, len(y), size):
+            part, labels = x[start : start + size], y[start : start + size]
+            weight = torch.full((len(labels),), 1.0 / len(y), device=y.device)
+            for block in network.sequence:
+                handover, readings = block(part)
+                torch.autograd.backward(block.loss(readings, labels, weight))
+                part = handover.detach()
+                del handover, readings
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

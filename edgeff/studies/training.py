@@ -7,11 +7,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgeff.atomic import write_atomically
 from edgeff.errors import RunError
 from edgeff.pretrain import PretrainProgress
 from edgeff.pretrain_job import Prepared, PretrainJob, prepare
+from edgeff.pretrain_settings import Device
 
 OUTCOME = "outcome.json"
 Report = Callable[[str], None]
@@ -28,6 +30,8 @@ class StudySettings:
         seeds: How many runs of everything, seeds 0, 1, ...
         epochs: Instead of a recipe's or the study's own; 0 for those.
         threads: Of torch; None leaves them.
+        device: Where torch trains: `cpu` or `cuda`.
+        mixed_precision: bfloat16 on `cuda`.
         report: Told what is going on, one line at a time.
     """
 
@@ -37,7 +41,15 @@ class StudySettings:
     seeds: int = 3
     epochs: int = 0
     threads: int | None = None
+    device: Device = "cpu"
+    mixed_precision: bool = False
     report: Report = print
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Settings of `PretrainSettings` that say where and how torch trains."""
+        threads = {"threads": self.threads} if self.threads else {}
+        return {"device": self.device, "mixed_precision": self.mixed_precision, **threads}
 
 
 @dataclass(frozen=True)
@@ -69,14 +81,9 @@ def train(job: PretrainJob, name: str, settings: StudySettings) -> Outcome:
     Raises:
         RunError: The folder has another run.
     """
-    return run_prepared(prepare(_told(job, settings), data_dir=settings.data_dir), name, settings)
-
-
-def _told(job: PretrainJob, settings: StudySettings) -> PretrainJob:
-    changes: dict[str, int] = {"epochs": settings.epochs} if settings.epochs else {}
-    if settings.threads:
-        changes["threads"] = settings.threads
-    return job.with_settings(**changes)
+    epochs = {"epochs": settings.epochs} if settings.epochs else {}
+    job = job.with_settings(**settings.machine, **epochs)
+    return run_prepared(prepare(job, data_dir=settings.data_dir), name, settings)
 
 
 def run_prepared(prepared: Prepared, name: str, settings: StudySettings) -> Outcome:
