@@ -88,7 +88,9 @@ def export(
     given = {"weight_decay": weight_decay, "momentum": momentum}
     spec = optimizer_spec(optimizer, **{name: value for name, value in given.items() if value is not None})
     pretrained = load_run(run)
-    network = pretrained.network if blocks is None else pretrained.network.regroup(blocks, losses)  # type: ignore[arg-type]
+    trained = pretrained.network if blocks is None else pretrained.network.regroup(blocks, losses)  # type: ignore[arg-type]
+    network = trained.predicting()
+    left_out = [block.name for block in trained.sequence[len(network.blocks) :]]
     keep = not no_replay and len(pretrained.replay_y) > 0
     training = replace(TrainingDefaults(), batch_size=batch_size, epochs=epochs, learning_rate=learning_rate)
     settings = ExportSettings(
@@ -111,7 +113,7 @@ def export(
     manifest = open_artifact(out).manifest
     worst = max(manifest.checks.largest_error.values())
     if as_json:
-        found = {"artifact": str(out), "blocks": len(manifest.blocks), "largest_error": worst}
+        found = {"artifact": str(out), "blocks": len(manifest.blocks), "left_out": left_out, "largest_error": worst}
         click.echo(json.dumps(found, indent=2))
         return
     count = len(manifest.blocks)
@@ -119,3 +121,6 @@ def export(
         f"{out}: {count} block{'s' * (count > 1)}, every graph within {worst:.1e} of torch "
         f"(allowed {manifest.checks.tolerance:.0e})"
     )
+    if left_out:
+        names = ", ".join(f"`{name}`" for name in left_out)
+        click.echo(f"left out: {names}, for no prediction depends on {'it' if len(left_out) == 1 else 'them'}")

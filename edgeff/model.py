@@ -229,6 +229,20 @@ class LocalNetwork(nn.Module):
             twin.source = replace(self.source, regroups=(*self.source.regroups, (layers, losses)))
         return twin
 
+    def predicting(self) -> LocalNetwork:
+        """The same weights without the blocks behind the last that takes part in the prediction.
+
+        Whatever those learn changes no prediction. Nothing is shared with this network.
+        """
+        count = max(number for number, weight in enumerate(self.fusion_weights, start=1) if weight)
+        twin = copy.deepcopy(self)
+        twin.blocks = nn.ModuleList(twin.sequence[:count])
+        readouts = sum(block.readouts_count for block in twin.sequence)
+        twin.fuse_readouts(LogProbabilitySum(self.readout_weights[:readouts]))
+        if count < len(self.blocks):
+            twin.source = None  # which builds the whole network
+        return twin
+
 
 def _class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(label) for label in (range(classes) if isinstance(classes, int) else classes))

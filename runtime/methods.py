@@ -88,7 +88,7 @@ def request_for(manifest: Manifest, method: str, request: Request) -> Request:
     chosen = METHODS[method]
     changes = dict(chosen.changes)
     if method == "last-block":
-        changes["trained"] = (manifest.blocks[-1].name,)
+        changes["trained"] = (manifest.last_predicting.name,)
     if chosen.baseline is not None:
         changes |= {"trained": None, "block_budgets": {}, "features": None}
     if chosen.at_once:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,21 @@ def test_layers_are_joined_into_blocks(tiny: TinyRun, tmp_path: Path, blocks: st
     assert len(open_artifact(out).manifest.blocks) == count
     result = edgeff("train-on-device", out, "--data", tiny.own, "--out", tmp_path / "run", "--epochs", 1)
     assert result.exit_code == 0, result.output
+
+
+def test_blocks_that_no_prediction_depends_on_are_left_out(tiny: TinyRun, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny.run, run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    for metrics in recipe["metrics"]:
+        metrics["validation"]["readout_weights"] = [0.0, 1.0, 0.0, 0.0]
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    told = edgeff("export", run, "--out", tmp_path / "artifact")
+    assert told.exit_code == 0, told.output
+    assert told.stdout.splitlines()[1] == "left out: `block3`, `block4`, for no prediction depends on them"
+    assert [block.name for block in open_artifact(tmp_path / "artifact").manifest.blocks] == ["block1", "block2"]
+    found = json.loads(edgeff("export", run, "--out", tmp_path / "whole", "--blocks", "2-layer", "--json").stdout)
+    assert (found["blocks"], found["left_out"]) == (1, ["block3-block4"])
 
 
 @pytest.fixture(scope="module")

@@ -289,6 +289,22 @@ def test_regrouping_carries_the_weights_of_the_readouts_that_stay() -> None:
     assert nothing_left.readout_weights == (1.0,)
 
 
+def test_what_predicts_ends_with_the_last_readout_that_counts() -> None:
+    network = _network(fusion=LogProbabilitySum((0.0, 1.0, 0.0)))
+    short = network.predicting()
+    assert [block.name for block in short.sequence] == ["block1", "block2"]
+    assert short.fusion_weights == (0.0, 1.0)
+    x, _, _ = _step_inputs()
+    torch.testing.assert_close(short(x), network(x), rtol=0, atol=0)
+    own = {value.data_ptr() for value in network.tensors().values()}
+    assert own.isdisjoint(value.data_ptr() for value in short.tensors().values())
+    whole = network.regroup("2-layer", "all").predicting()  # the end of the second block's fusion is silent as a whole
+    assert [block.name for block in whole.sequence] == ["block1-block2"]
+    assert whole.readout_weights == (0.0, 1.0)
+    everything = _network().predicting()
+    assert len(everything.blocks) == 3
+
+
 def test_a_readout_that_was_dropped_cannot_come_back() -> None:
     whole = _network().regroup("whole")
     with pytest.raises(ModelError, match="layer `block1` has no readout: an earlier regrouping"):

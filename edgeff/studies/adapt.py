@@ -146,7 +146,8 @@ def _artifacts(run: Path) -> tuple[Artifact, Artifact]:
     done = load_run(run)
     replay = (done.replay_x, done.replay_y)
     found = []
-    for kind, network in (("local", done.network), ("whole", done.network.regroup("whole", "last"))):
+    own = done.network.predicting()
+    for kind, network in (("local", own), ("whole", own.regroup("whole", "last"))):
         out = run / f"artifact-{kind}"
         if not out.exists():
             export_network(network, out, preprocessing=done.preprocessing, replay=replay)
@@ -163,7 +164,7 @@ def _adapted(method: str, own: Artifact, whole: Artifact, case: Case, old: Datas
     before = evaluate(open_network(artifact, engine), old.x, old.y).accuracy
     seconds, planned_bytes = 0.0, 0
     if method != NONE:
-        last = own.manifest.last_predicting.name
+        last = own.manifest.blocks[-1].name
         defaults = artifact.manifest.training
         settings = AdaptSettings(
             epochs=epochs,
