@@ -105,6 +105,7 @@ def providers() -> list[str]:
     try:
         text = output([str(device_python("cuda")), "-c", program], {**os.environ, "ORT_DISABLE_TELEMETRY": "1"})
     except Skipped as error:
-        raise EdgeffError(f"no onnxruntime tells what it can run on: {error}") from error
+        hint = "leave `--provider` out to measure on the CPU"
+        raise EdgeffError(f"no onnxruntime tells what it can run on: {error}", hint=hint) from error
     found: list[str] = json.loads(text)
     return found

@@ -26,6 +26,7 @@ from edgeff.artifact import Artifact, open_artifact
 from edgeff.errors import EdgeffError
 from edgeff.providers import CPU
 from edgeff.rows import Rows, row_index
+from edgeff.runtime.adapt import engine_request
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.features import FeatureFile, HandedOverRows
 from edgeff.runtime.methods import METHODS, artifact_of, plan_trained
@@ -204,7 +205,7 @@ class Stages:
         return {"features_share": round(self.feature_seconds / self.seconds, 3)}
 
 
-def planned(job: Job, artifact: Artifact) -> Plan:
+def planned(job: Job, artifact: Artifact, engine: OnnxRuntime) -> Plan:
     """The plan of a job: as fast as its micro-batch allows."""
     request = Request(
         batch_size=job.batch,
@@ -213,6 +214,7 @@ def planned(job: Job, artifact: Artifact) -> Plan:
         threads=job.threads,
         disk_bytes=2**40,
         micro_batch=job.micro_batch,
+        **engine_request(engine),
     )
     return plan_trained(artifact.manifest, job.method, request)
 
@@ -222,7 +224,7 @@ def main(job: Job, folder: Path) -> None:
     x, y = (array.reshape(-1, *array.shape[2:]) for array in rows(job))
     engine, meter, _ = start(job.threads, provider=str(job.settings.get("device", CPU)))
     artifact = artifact_of(open_artifact(Path(job.folder) / "artifact"), job.method)
-    plan = planned(job, artifact)
+    plan = planned(job, artifact, engine)
     check_provider(artifact, engine, plan)
     engine.reserve(plan.arena_bytes)
     training = Training(artifact, plan, engine, x, y)

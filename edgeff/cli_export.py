@@ -88,9 +88,10 @@ def export(
     given = {"weight_decay": weight_decay, "momentum": momentum}
     spec = optimizer_spec(optimizer, **{name: value for name, value in given.items() if value is not None})
     pretrained = load_run(run)
-    trained = pretrained.network if blocks is None else pretrained.network.regroup(blocks, losses)  # type: ignore[arg-type]
-    network = trained.predicting()
-    left_out = [block.name for block in trained.sequence[len(network.blocks) :]]
+    network = pretrained.network.predicting()
+    left_out = [block.name for block in pretrained.network.sequence[len(network.blocks) :]]
+    if blocks is not None:
+        network = network.regroup(blocks, losses)  # type: ignore[arg-type]
     keep = not no_replay and len(pretrained.replay_y) > 0
     training = replace(TrainingDefaults(), batch_size=batch_size, epochs=epochs, learning_rate=learning_rate)
     settings = ExportSettings(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeff.blocks import Reading
 from edgeff.fusion import FUSIONS, FusionName, LogProbabilitySum
 from edgeff.model import Block, LocalNetwork
 from edgeff.pretrain_settings import PretrainSettings
@@ -53,14 +54,17 @@ class Learner:
 
     def _gradients(self, x: Tensor, y: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradients of some rows; their hand-over and loss, detached."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.mixed_precision):
+        mixed = self.settings.mixed_precision
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
             handover, readings = self.block(x)
-            loss = self.block.loss(readings, y, row_weight)
+        if mixed:
+            readings = tuple(_in_float32(reading) for reading in readings)
+        loss = self.block.loss(readings, y, row_weight)
         if self.optimizer is not None:
             torch.autograd.backward(loss)
         handover = handover.detach()
         # Autocast leaves some activations in bfloat16; what blocks exchange is float32, as on the device.
-        return handover.float() if self.settings.mixed_precision else handover, loss.detach()
+        return handover.float() if mixed else handover, loss.detach()
 
     def _update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         if self.settings.gradient_clip:
@@ -76,9 +80,21 @@ class Learner:
         return {} if self.optimizer is None else self.optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state of `state_dict`."""
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(dict(state))
+        """Take up a state of `state_dict`, which may be of another device."""
+        if self.optimizer is None:
+            return
+        own = {"fused": self.optimizer.param_groups[0]["fused"]}
+        groups = [{**group, **own} for group in state["param_groups"]]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if value is not None and value.shape == parameter.shape:
+                    # In the parameter's own layout, which fused kernels take for granted.
+                    values[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _in_float32(reading: Reading) -> Reading:
+    return Reading(reading.scores.float(), None if reading.embedding is None else reading.embedding.float())
 
 
 def torch_optimizer(parameters: list[torch.nn.Parameter], settings: PretrainSettings) -> torch.optim.Optimizer:

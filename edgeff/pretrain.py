@@ -183,8 +183,7 @@ def pretrain(
             if checkpoint is not None:
                 run.restore(checkpoint)
         held.enter_context(_threads(settings.threads))
-        # On a GPU, convolutions are timed once and then run by the fastest kernel.
-        held.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
+        held.enter_context(_timed_convolutions(device))
         held.enter_context(_known_tokens(network))
         for epoch in range(len(run.history) + 1, settings.epochs + 1):
             metrics = _epoch(run, feeds, settings, epoch, progress or _ignore)
@@ -324,6 +323,17 @@ def _known_tokens(network: LocalNetwork) -> Iterator[None]:
             f"network `{network.name}` cannot take the rows: {error}",
             hint="token ids count from 0 and stay below the `num_embeddings` of the first `Embedding`",
         ) from error
+
+
+@contextmanager
+def _timed_convolutions(device: torch.device) -> Iterator[None]:
+    """On a GPU, convolutions of every shape are timed once inside, and then run by the fastest kernel."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager

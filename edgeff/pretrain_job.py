@@ -127,7 +127,9 @@ class Prepared:
         )
         if self.test is None:
             return result, None
-        tested = evaluate_network(result.network, self.test, self.preprocessing, device=self.settings.device)
+        # A GPU does not say which token id an `Embedding` has no vector for.
+        device = "cpu" if self.network.input_dtype == "int64" else self.settings.device
+        tested = evaluate_network(result.network, self.test, self.preprocessing, device=device)
         result.network.cpu()
         return result, tested
 

@@ -124,7 +124,7 @@ class DeviceMemory:
 
     @property
     def _copies_tensors(self) -> bool:
-        # Of providers that are built in, `copy_tensors` finds no way (1.31); their values copy themselves.
+        # To CUDA, which is built in, `copy_tensors` finds no way (1.31): such values copy themselves.
         return self.device != "cuda" and hasattr(self.module, "copy_tensors")
 
     def _upload(self, copy: DeviceCopy) -> None:

@@ -197,6 +197,8 @@ class OnnxRuntime:
         self.provider = choose(provider, self._module) if isinstance(provider, str) else provider
         self._devices = plugin_devices(self.provider, self._module)
         load_libraries(self.provider, self._module)
+        if self.provider.name != CPU:
+            self._open(_ZEROS_MODEL, "start", None)  # refused now, where the provider does not start
 
     @property
     def name(self) -> str:

@@ -172,7 +172,7 @@ def check_started(kind: ProviderKind, session: Any) -> None:
     if kind.full not in session.get_providers():
         raise EngineError(
             f"the provider `{kind.name}` does not start here: onnxruntime logged why, and went to the CPU",
-            hint="install the driver and the libraries that it needs, or leave `--provider` out to train on the CPU",
+            hint="install the driver and the libraries that it needs, or train on the CPU with `--provider cpu`",
         )
 
 

@@ -12,13 +12,14 @@ import edgeff.data
 import edgeff.runtime.adapt
 import edgeff.runtime.methods  # noqa: F401
 from edgeff.engines import ONNXRUNTIME, ORT_TRAINING
+from edgeff.errors import EngineError
 from edgeff.providers import AUTO, CPU
 from edgeff.runtime.allocator import AllocatorMode, return_free_memory, set_lean_allocator
 from edgeff.runtime.engine import OnnxRuntime, import_onnxruntime
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.ort_training import OrtTraining
 from edgeff.runtime.pages import return_code_pages
-from edgeff.runtime.providers import available, choose
+from edgeff.runtime.providers import KINDS, available, choose
 
 
 def start(
@@ -48,7 +49,13 @@ def start(
     # An engine for updates of its own runs on the CPU: there, what the device has besides does not matter.
     choosing = provider == AUTO and engine == ONNXRUNTIME and len(available(module)) > 1
     chosen = choose(provider, module, profile() if choosing else ())
-    started = kind(threads, chosen)
+    try:
+        started = kind(threads, chosen)
+    except EngineError:
+        if not choosing or chosen.name == CPU:
+            raise
+        chosen = KINDS[CPU]  # nobody asked for that provider by name
+        started = kind(threads, chosen)
     return_free_memory()
     if lean and return_code_pages():
         # Started again: what starting a session needs belongs to the floor, what importing needed does not.

@@ -84,6 +84,8 @@ def test_on_a_gpu_pytorch_and_onnxruntime_take_part() -> None:
     assert speed_contenders.refusal(Contender("bp", "pytorch"), "cuda") is None
     assert speed_contenders.refusal(Contender("sweep", "onnxruntime"), "cuda") is None
     assert speed_contenders.refusal(Contender("bp", "mnn"), "cuda") == "it is measured on the CPU alone"
+    assert "ordinary memory" in str(speed_contenders.refusal(Contender("mezo", "onnxruntime"), "cuda"))
+    assert speed_contenders.refusal(Contender("mezo", "onnxruntime"), "cpu") is None
 
 
 def variants_of(method: str, runtime: str, fixed: int | None = None, *, maps: bool = True) -> list[Variant]:

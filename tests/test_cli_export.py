@@ -60,8 +60,13 @@ def test_blocks_that_no_prediction_depends_on_are_left_out(tiny: TinyRun, tmp_pa
     assert told.exit_code == 0, told.output
     assert told.stdout.splitlines()[1] == "left out: `block3`, `block4`, for no prediction depends on them"
     assert [block.name for block in open_artifact(tmp_path / "artifact").manifest.blocks] == ["block1", "block2"]
-    found = json.loads(edgeff("export", run, "--out", tmp_path / "whole", "--blocks", "2-layer", "--json").stdout)
-    assert (found["blocks"], found["left_out"]) == (1, ["block3-block4"])
+    for metrics in recipe["metrics"]:
+        metrics["validation"]["readout_weights"] = [0.0, 0.0, 1.0, 0.0]
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    found = json.loads(edgeff("export", run, "--out", tmp_path / "pairs", "--blocks", "2-layer", "--json").stdout)
+    assert (found["blocks"], found["left_out"]) == (2, ["block4"])
+    # The readout that was chosen predicts, and not one that was not.
+    assert open_artifact(tmp_path / "pairs").manifest.fusion == (0.0, 1.0)
 
 
 @pytest.fixture(scope="module")

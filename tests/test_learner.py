@@ -12,6 +12,7 @@ from edgeff.fusion import LogProbabilitySum
 from edgeff.learner import Learner, assess, evaluate, learn_batch, torch_optimizer
 from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.optimizer import optimizer, rates, slots
+from edgeff.presets import preset
 from edgeff.pretrain_settings import PretrainSettings
 from edgeff.relation import SimilarityMatching, SupervisedContrast
 
@@ -225,6 +226,34 @@ def test_a_step_is_as_long_as_the_schedule_says() -> None:
         length = (network.tensors()["block1.transform.0.bias"] - before).norm().item()
         moved.append(length / settings.learning_rate_at(step, 100))
     assert moved[1:] == pytest.approx(moved[:1] * 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_state_of_another_device_is_taken_up_in_the_parameters_own_layout(optimizer: str) -> None:
+    def learner(*, channels_last: bool) -> Learner:
+        torch.manual_seed(0)
+        network = preset("vgg8", input_shape=(3, 8, 8), classes=3, width=0.1)
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        made = Learner(network.sequence[1], PretrainSettings(optimizer=optimizer), steps=9)  # type: ignore[arg-type]
+        assert made.optimizer is not None
+        for group in made.optimizer.param_groups:  # as on a GPU; torch has it on the CPU, too
+            group["fused"] = channels_last
+        return made
+
+    x, y, weight = torch.randn(6, 12, 8, 8), torch.arange(6) % 3, torch.full((6,), 1 / 6)
+    for there, here in ((True, False), (False, True)):
+        first, alone, resumed = (learner(channels_last=last) for last in (there, here, here))
+        assert resumed.optimizer is not None
+        for one in (first, alone):
+            one.learn(x, y, weight, step=1)
+        resumed.block.load_state_dict(first.block.state_dict())
+        resumed.load_state_dict(first.state_dict())
+        assert [group["fused"] for group in resumed.optimizer.param_groups] == [here]
+        for one in (alone, resumed):
+            one.learn(x, y, weight, step=2)
+        for own, other in zip(alone.parameters, resumed.parameters, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
 
 
 def test_mixed_precision_keeps_losses_hand_overs_and_weights_in_float32() -> None:

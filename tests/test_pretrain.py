@@ -19,7 +19,7 @@ from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.objective import CrossEntropyObjective
 from edgeff.preprocess import Preprocessing, fit_preprocessing
 from edgeff.presets import preset
-from edgeff.pretrain import PretrainProgress, evaluate_network, pretrain
+from edgeff.pretrain import PretrainProgress, _timed_convolutions, evaluate_network, pretrain
 from edgeff.pretrain_run import load_run
 from edgeff.pretrain_settings import PretrainSettings
 
@@ -363,6 +363,19 @@ def test_settings_that_make_no_sense_are_refused(values: Mapping[str, Any], mess
 def test_settings_survive_a_round_trip() -> None:
     settings = replace(SETTINGS, label_smoothing=0.1, augment="shift", threads=1)
     assert PretrainSettings.from_dict(settings.as_dict()) == settings
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_run_leaves_what_was_set_of_convolutions(monkeypatch: pytest.MonkeyPatch, chosen: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", chosen)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    seen: list[bool] = []
+    _pretrain(replace(SETTINGS, epochs=1), progress=lambda _: seen.append(torch.backends.cudnn.benchmark))
+    assert set(seen) == {chosen}  # on a CPU
+    with _timed_convolutions(torch.device("cuda")):
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.benchmark is chosen
 
 
 def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ def test_a_session_that_went_to_the_cpu_instead_is_refused() -> None:
     check_started(KINDS["cuda"], SimpleNamespace(get_providers=lambda: [CUDA, CPU_PROVIDER]))
     with pytest.raises(EngineError, match="the provider `cuda` does not start here") as caught:
         check_started(KINDS["cuda"], SimpleNamespace(get_providers=lambda: [CPU_PROVIDER]))
-    assert "leave `--provider` out" in str(caught.value.hint)
+    assert "train on the CPU with `--provider cpu`" in str(caught.value.hint)
 
 
 # --- what ran where ---
@@ -334,6 +334,18 @@ def test_the_engine_of_onnxruntime_training_takes_no_other_provider(
     assert "leave `--provider` out" in caught.value.hint
     # What a device has besides does not matter to it.
     engine, _, _ = start_module.start(1, engine=ORT_TRAINING, provider=AUTO, profile=lambda: [(CUDA, "yes")])
+    assert engine.provider is KINDS[CPU]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available:UserWarning")
+def test_a_provider_that_does_not_start_is_refused_before_anything_is_read_and_auto_goes_on_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Chosen as where CUDA's provider is installed, started as where its libraries or its driver are not.
+    monkeypatch.setattr(start_module, "import_onnxruntime", lambda: onnxruntime_with(CUDA))
+    with pytest.raises(EngineError, match="the provider `cuda` does not start here"):
+        start_module.start(1, provider="cuda")
+    engine, _, _ = start_module.start(1, provider=AUTO, profile=lambda: [(CUDA, "yes")])
     assert engine.provider is KINDS[CPU]
 
 

@@ -7,6 +7,7 @@ is accuracy on later rows of the new, and on the old: forgetting.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -149,6 +150,8 @@ def _artifacts(run: Path) -> tuple[Artifact, Artifact]:
     own = done.network.predicting()
     for kind, network in (("local", own), ("whole", own.regroup("whole", "last"))):
         out = run / f"artifact-{kind}"
+        if out.exists() and len(open_artifact(out).manifest.blocks) != len(network.blocks):
+            shutil.rmtree(out)  # of an edgeff that left nothing out
         if not out.exists():
             export_network(network, out, preprocessing=done.preprocessing, replay=replay)
         found.append(open_artifact(out))

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeff.dataset import Dataset
+from edgeff.errors import RunError
 from edgeff.export import ExportSettings, export_network
 from edgeff.preprocess import fit_preprocessing
 from edgeff.presets import preset
@@ -47,6 +48,8 @@ class Setting:
     limit_bytes: int | None = None
 
 
+# On a GPU as PyTorch comes: it convolves in TF32 where the GPU has that.
+PRECISIONS = {"cpu": "float32", "cuda": "float32 (convolutions in TF32)"}
 SETTINGS = {"cpu": Setting(0.25, (1, 4)), "cuda": Setting(1.0, (1, 4, 8), 8 * 10**9)}
 
 
@@ -65,7 +68,7 @@ def systems(settings: StudySettings) -> Findings:
     network = f"{PRESET} at width {setting.width:g} on {'x'.join(map(str, SHAPE))}"
     return Findings(
         name="systems",
-        title=f"{network}, AdamW, float32, batch {BATCH}, {settings.device}",
+        title=f"{network}, AdamW, {PRECISIONS[settings.device]}, batch {BATCH}",
         rows=rows,
         panels=[Panel("training bytes, MiB", {"": mib}), Panel("rows per second", {"": speed})],
         paragraph=_paragraph(rows),
@@ -137,6 +140,8 @@ def _row(method: str, runtime: str, size: int, floor: int, training: int, speed:
 def _paragraph(rows: list[Row]) -> str:
     local = [row for row in rows if row["method"] in (*OWN, LOCAL)]
     others = [row for row in rows if row["method"] not in (*OWN, LOCAL)]
+    if not local or not others:
+        raise RunError("too little fits on the GPU to compare anything", hint="free its memory, or take a larger one")
     small, rival = (min(part, key=lambda row: number(row, "training_bytes")) for part in (local, others))
     fast, quick = (max(part, key=lambda row: number(row, "rows_per_s")) for part in (local, others))
     ratio = number(small, "training_bytes") / number(rival, "training_bytes")

@@ -27,6 +27,13 @@ METHODS: Mapping[str, tuple[bool, bool]] = {
     "bp+accumulation+checkpointing": (True, True),
 }
 UPDATES = {"cpu": 3, "cuda": 7}
+# Of torch, and of the libraries that it calls, where they find no room.
+_OUT_OF_MEMORY = (
+    "OutOfMemoryError",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def measure_torch(
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or f"ended with code {done.returncode}").splitlines()[-1]
-        if "OutOfMemoryError" in reason:
+        if any(text in done.stderr for text in _OUT_OF_MEMORY):
             raise DoesNotFit(f"`{method}` on PyTorch does not fit: {reason}", hint="give the GPU more")
         raise RunError(f"`{method}` on PyTorch failed: {reason}", hint="there may not be enough memory")
     return TorchMeasured(**json.loads(done.stdout))
@@ -96,21 +103,35 @@ def measure_torch(
 def _measure_here(told: Mapping[str, Any]) -> TorchMeasured:
     import torch
 
-    from edgeff.presets import preset
     from edgeff.runtime.allocator import set_lean_allocator
 
     set_lean_allocator()
     torch.set_num_threads(told["threads"])
     device = torch.device(told["device"])
-    cut, again = METHODS.get(told["method"], (True, False))
-    size = told["micro_batch"] if cut else told["batch"]
     warm = torch.nn.Conv2d(3, 4, 3).to(device)
     # What torch loads on its first use is no training.
     torch.autograd.backward(warm(torch.zeros(1, 3, 8, 8, device=device)).sum())
     read = _gpu_reader(told["limit_bytes"]) if device.type == "cuda" else _resident_reader()
-    network = preset(told["preset"], **told["arguments"]).to(device)
-    local = told["method"] == LOCAL
-    update = _local_update(network, size) if local else _update(network.regroup("whole", "last"), size, again)
+    size = told["micro_batch"] if METHODS.get(told["method"], (True, False))[0] else told["batch"]
+    seconds = _seconds(told, size, device)
+    floor, training = read()
+    typical = sorted(seconds[1:])[(len(seconds) - 1) // 2]
+    version = torch.__version__.partition("+")[0]
+    return TorchMeasured(f"torch {version}", size, floor, training, told["batch"] / typical)
+
+
+def _seconds(told: Mapping[str, Any], size: int, device: Any) -> list[float]:
+    """Of each of some updates of a network that is made here."""
+    import torch
+
+    from edgeff.presets import preset
+
+    network = preset(told["preset"], **told["arguments"])
+    if told["method"] != LOCAL:
+        network = network.regroup("whole", "last")
+    network.to(device)
+    passes = _local_pass(network) if told["method"] == LOCAL else _whole_pass(network, METHODS[told["method"]][1])
+    update = _update(network, size, passes)
     x = torch.randn(told["batch"], *network.input_shape, device=device)
     y = torch.arange(told["batch"], device=device) % len(network.classes)
     seconds = []
@@ -120,10 +141,7 @@ def _measure_here(told: Mapping[str, Any]) -> TorchMeasured:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    floor, training = read()
-    typical = sorted(seconds[1:])[(len(seconds) - 1) // 2]
-    version = torch.__version__.partition("+")[0]
-    return TorchMeasured(f"torch {version}", size, floor, training, told["batch"] / typical)
+    return seconds
 
 
 def _resident_reader() -> Callable[[], tuple[int, int]]:
@@ -151,48 +169,54 @@ def _gpu_reader(limit_bytes: int | None) -> Callable[[], tuple[int, int]]:
     return lambda: (floor, torch.cuda.max_memory_allocated() - floor)
 
 
-def _update(network: Any, size: int, again: bool) -> Callable[[Any, Any], None]:
-    """One update by AdamW, the batch in parts of `size`; `again`: a layer's inner activations are made again."""
+# Adds the gradients of some rows, given with their labels and weights.
+_Pass = Callable[[Any, Any, Any], None]
+
+
+def _update(network: Any, size: int, passes: _Pass) -> Callable[[Any, Any], None]:
+    """One update by AdamW, the batch in parts of `size`."""
+    import torch
+
+    optimizer = torch.optim.AdamW(network.parameters())
+
+    def update(x: Any, y: Any) -> None:
+        for start in range(0, len(y), size):
+            labels = y[start : start + size]
+            passes(x[start : start + size], labels, torch.full((len(labels),), 1.0 / len(y), device=y.device))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return update
+
+
+def _local_pass(network: Any) -> _Pass:
+    """Through block after block, each of which learns from what the one before hands over."""
+    import torch
+
+    def run(part: Any, labels: Any, weight: Any) -> None:
+        for block in network.sequence:
+            handover, readings = block(part)
+            torch.autograd.backward(block.loss(readings, labels, weight))
+            part = handover.detach()
+            del handover, readings
+
+    return run
+
+
+def _whole_pass(network: Any, again: bool) -> _Pass:
+    """Through all layers of one block and back; `again`: a layer's inner activations are made again."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
     whole = network.sequence[0]
-    optimizer = torch.optim.AdamW(network.parameters())
 
-    def update(x: Any, y: Any) -> None:
-        for start in range(0, len(y), size):
-            part, readings = x[start : start + size], ()
-            for leaf in whole.leaves():
-                part, readings = checkpoint(leaf, part, use_reentrant=False) if again else leaf(part)
-            labels = y[start : start + size]
-            weight = torch.full((len(labels),), 1.0 / len(y), device=y.device)
-            torch.autograd.backward(whole.loss(readings, labels, weight))
-            del part, readings
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def run(part: Any, labels: Any, weight: Any) -> None:
+        readings = ()
+        for leaf in whole.leaves():
+            part, readings = checkpoint(leaf, part, use_reentrant=False) if again else leaf(part)
+        torch.autograd.backward(whole.loss(readings, labels, weight))
 
-    return update
-
-
-def _local_update(network: Any, size: int) -> Callable[[Any, Any], None]:
-    """One update by AdamW, the batch in parts of `size`, each of which goes through all blocks before the next."""
-    import torch
-
-    optimizer = torch.optim.AdamW(network.parameters())
-
-    def update(x: Any, y: Any) -> None:
-        for start in range(0, len(y), size):
-            part, labels = x[start : start + size], y[start : start + size]
-            weight = torch.full((len(labels),), 1.0 / len(y), device=y.device)
-            for block in network.sequence:
-                handover, readings = block(part)
-                torch.autograd.backward(block.loss(readings, labels, weight))
-                part = handover.detach()
-                del handover, readings
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return update
+    return run
 
 
 if __name__ == "__main__":
