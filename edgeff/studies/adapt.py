@@ -146,16 +146,16 @@ def _artifacts(run: Path) -> tuple[Artifact, Artifact]:
     """The run's network with its own blocks, and as one block."""
     done = load_run(run)
     replay = (done.replay_x, done.replay_y)
-    found = []
     own = done.network.predicting()
-    for kind, network in (("local", own), ("whole", own.regroup("whole", "last"))):
-        out = run / f"artifact-{kind}"
-        if out.exists() and len(open_artifact(out).manifest.blocks) != len(network.blocks):
-            shutil.rmtree(out)  # of an edgeff that left nothing out
-        if not out.exists():
-            export_network(network, out, preprocessing=done.preprocessing, replay=replay)
-        found.append(open_artifact(out))
-    return found[0], found[1]
+    kinds = {"local": own, "whole": own.regroup("whole", "last")}
+    folders = {kind: run / f"artifact-{kind}" for kind in kinds}
+    if folders["local"].exists() and len(open_artifact(folders["local"]).manifest.blocks) != len(own.blocks):
+        for folder in folders.values():  # of an edgeff that left nothing out
+            shutil.rmtree(folder, ignore_errors=True)
+    for kind, network in kinds.items():
+        if not folders[kind].exists():
+            export_network(network, folders[kind], preprocessing=done.preprocessing, replay=replay)
+    return open_artifact(folders["local"]), open_artifact(folders["whole"])
 
 
 def _adapted(method: str, own: Artifact, whole: Artifact, case: Case, old: Dataset, seed: int, epochs: int) -> _Adapted:
