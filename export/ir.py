@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeff.manifest import ITEM_BYTES, Line
 
+# So many numbers may be added up in one float32: the sum is then well inside the tolerance of `edgeff.export.check`.
+ONE_SUM = 8192
 OPSET = 17  # the newest that has every operator used here in one form on onnxruntime 1.17 and today's
 IR_VERSION = 8
 
@@ -46,6 +48,11 @@ class Rows:
 
 Dim = int | Rows
 Shape = tuple[Dim, ...]
+
+
+def _fixed_count(value: Value, axes: Sequence[int]) -> int:
+    """How many numbers of one row some axes have."""
+    return math.prod(dim for dim in (value.shape[axis] for axis in axes) if isinstance(dim, int))
 
 
 def size_of(shape: Shape, dtype: str) -> Line:
@@ -284,8 +291,13 @@ class Graph:
         return self.node("Transpose", [value], [(shape, value.dtype)], {"perm": list(order)})[0]
 
     def reduce(self, operator: str, value: Value, axes: Sequence[int], *, keep: bool) -> Value:
-        """Reduce over axes (ReduceSum takes them as an input, the others as an attribute, at opset 17)."""
+        """Reduce over axes (ReduceSum takes them as an input, the others as an attribute, at opset 17).
+
+        Onnxruntime adds up in one float32: sums and means of many numbers are made in two steps, to keep their digits.
+        """
         axes = sorted(axis % len(value.shape) for axis in axes)
+        if operator in ("ReduceSum", "ReduceMean") and len(axes) > 1 and _fixed_count(value, axes) > ONE_SUM:
+            return self.reduce(operator, self.reduce(operator, value, axes[-1:], keep=keep), axes[:-1], keep=keep)
         shape = tuple(1 if axis in axes else dim for axis, dim in enumerate(value.shape) if keep or axis not in axes)
         if not axes:
             return value

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeff.export.ir import Graph, Rows, Shape, Value
+from edgeff.export.ir import ONE_SUM, Graph, Rows, Shape, Value
 from edgeff.export.lowering import Call, Lowered, translates
 
 aten = torch.ops.aten
@@ -260,14 +260,10 @@ def center(graph: Graph, x: Value, axes: list[int], epsilon: float) -> tuple[Val
     return centred, mean, graph.elementwise("Reciprocal", (variance + epsilon) ** 0.5)
 
 
-# Up to here onnxruntime's InstanceNormalization, which adds up in one float32, stays well inside the tolerance.
-_ONE_SUM = 8192
-
-
 def instance_norm(graph: Graph, x: Value, grouped: Shape, epsilon: float) -> Value:
     """The same in one kernel and without temporaries, where nothing reads the statistics."""
     (groups,), count = _numbers(grouped[1:2]), grouped[2]
-    if isinstance(count, int) and count > _ONE_SUM:
+    if isinstance(count, int) and count > ONE_SUM:  # it adds up in one float32
         return _normalise_in_two(graph, x, grouped, epsilon)
     inputs = graph.reshape(x, grouped)
     scale, shift = graph.constant(np.ones(groups, np.float32)), graph.constant(np.zeros(groups, np.float32))

@@ -124,6 +124,25 @@ def test_a_stone_gives_what_numpy_gives_in_the_shape_and_dtype_it_declares(name:
     assert (found.shape, found.dtype.name) == (shape_at(value.shape, ROWS), value.dtype)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("operator", ["ReduceSum", "ReduceMean"])
+def test_many_numbers_are_added_up_in_steps_that_keep_their_digits(operator: str, keep: bool) -> None:
+    graph = Graph()
+    x = graph.input("x", (Rows(1), 16, 120, 1000), "float32")
+    value = graph.reduce(operator, x, [1, 2, 3], keep=keep)
+    # All alike and near 1: what one float32 sum of two millions drops, it drops to the same side.
+    given = np.full((2, 16, 120, 1000), 1.1, np.float32) + np.random.default_rng(0).random(
+        (2, 16, 120, 1000), np.float32
+    )
+    found = Runner(model_of(graph, y=value))({"x": given})["y"]
+    exact = (np.sum if operator == "ReduceSum" else np.mean)(given.astype(np.float64), axis=(1, 2, 3), keepdims=keep)
+    np.testing.assert_allclose(found, exact, rtol=5e-7)
+    assert [node.op_type for node in model_of(graph, y=value).graph.node].count(operator) == 2
+    few = Graph()
+    small = few.reduce(operator, few.input("x", (Rows(1), 8, 1024), "float32"), [0, 1, 2], keep=keep)
+    assert [node.op_type for node in model_of(few, y=small).graph.node].count(operator) == 1
+
+
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("right", [False, True])
 def test_a_matrix_product_reads_transposed_operands_in_place(left: bool, right: bool) -> None:
