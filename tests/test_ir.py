@@ -136,7 +136,7 @@ def test_many_numbers_are_added_up_in_steps_that_keep_their_digits(operator: str
     )
     found = Runner(model_of(graph, y=value))({"x": given})["y"]
     exact = (np.sum if operator == "ReduceSum" else np.mean)(given.astype(np.float64), axis=(1, 2, 3), keepdims=keep)
-    np.testing.assert_allclose(found, exact, rtol=5e-7)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)  # in one step 4e-6
     assert [node.op_type for node in model_of(graph, y=value).graph.node].count(operator) == 2
     few = Graph()
     small = few.reduce(operator, few.input("x", (Rows(1), 8, 1024), "float32"), [0, 1, 2], keep=keep)
