@@ -101,11 +101,11 @@ def contenders(methods: Sequence[str], runtimes: Sequence[str]) -> Iterator[Cont
 def refusal(contender: Contender, provider: str) -> str | None:
     """Why a runtime cannot take part with a method; None where it can."""
     reason = REFUSED.get((contender.method, contender.runtime))
-    if provider != "cpu" and contender.method == "mezo":
+    if reason is not None or provider == "cpu":
+        return reason
+    if contender.method == "mezo":
         return "its steps move weights in ordinary memory alone"
-    if reason is None and provider != "cpu" and contender.runtime not in (OWN, "pytorch"):
-        return "it is measured on the CPU alone"
-    return reason
+    return None if contender.runtime in (OWN, "pytorch") else "it is measured on the CPU alone"
 
 
 def variants(contender: Contender, batch: int, fixed: int | None, *, maps: bool) -> list[Variant]:

@@ -293,7 +293,7 @@ class Graph:
     def reduce(self, operator: str, value: Value, axes: Sequence[int], *, keep: bool) -> Value:
         """Reduce over axes (ReduceSum takes them as an input, the others as an attribute, at opset 17).
 
-        Onnxruntime adds up in one float32: sums and means of many numbers are made in two steps, to keep their digits.
+        Onnxruntime adds up in one float32: sums and means of many numbers are made in steps, to keep their digits.
         """
         axes = sorted(axis % len(value.shape) for axis in axes)
         if operator in ("ReduceSum", "ReduceMean") and len(axes) > 1 and _fixed_count(value, axes) > ONE_SUM:

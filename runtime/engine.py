@@ -197,7 +197,7 @@ class OnnxRuntime:
         self.provider = choose(provider, self._module) if isinstance(provider, str) else provider
         self._devices = plugin_devices(self.provider, self._module)
         load_libraries(self.provider, self._module)
-        if self.provider.name != CPU:
+        if self.provider.name != CPU and not self._devices:
             self._open(_ZEROS_MODEL, "start", None)  # refused now, where the provider does not start
 
     @property
