@@ -296,10 +296,9 @@ def torch_device(name: Device) -> torch.device:
 
 
 def _place(network: LocalNetwork, device: torch.device) -> None:
-    """Move a network; on a GPU its convolutions are faster with channels last, which is a layout and no other value."""
+    """Move a network; its convolutions are faster with channels last, which is a layout and no other value."""
     network.to(device)
-    if device.type == "cuda":
-        convert_conv2d_weight_memory_format(network, torch.channels_last)
+    convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 @contextmanager

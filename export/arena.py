@@ -3,6 +3,9 @@
 The arena hands out pieces of one stretch, the smallest free piece that is large enough, and joins neighbours that are
 free. What lies between tensors that are alive cannot always be used, so that the stretch is longer than what is alive
 at once (`edgeff.export.memory`). Between two runs it is empty: where each tensor comes to lie is the same in every run.
+
+What is free at the end is a piece like the others, and taken first where it is the smallest that is large enough. So a
+graph that fits into a stretch need not fit into a longer one, and a few rows less not into what was kept for more rows.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ ROWS = tuple(2**power for power in range(8))
 # For `apply`, which goes over this many numbers in a run, or what is left of them.
 UPDATED_NUMBERS = (1024, 64 * 1024)
 _ENDLESS = 2**62
+# Lengths that a graph does not fit into are known less exactly than where its tensors lie: by this part of them
+# onnxruntime was seen to need more.
+_INEXACT = 1 / 16
 
 
 def arena_line(model: onnx.ModelProto, rows: Sequence[int] = ROWS) -> Line:
-    """A line in the micro-batch that is above the stretch at every one of `rows`.
+    """A line in the micro-batch that is long enough at every one of `rows`, and at those of them that are fewer.
 
     Args:
         model: With `value_info` for its inner tensors, nodes in the order of its file.
@@ -32,46 +38,86 @@ def arena_line(model: onnx.ModelProto, rows: Sequence[int] = ROWS) -> Line:
     """
     tensors = tensors_of(model)
     order = run_order(tensors.sources, tensors.ends)
-    lengths = [stretch(tensors, order, count) for count in rows]
+    lengths = [enough(tensors, order, count) for count in rows]
     slope = max(0, -(-(lengths[-1] - lengths[0]) // max(1, rows[-1] - rows[0])))
     above = max(length - slope * count for length, count in zip(lengths, rows, strict=True))
     return Line(max(0, above), slope)
 
 
+def enough(tensors: Tensors, order: Sequence[int], rows: int) -> int:
+    """Bytes of a stretch that is long enough, as is every longer one."""
+    arena = placed(tensors, order, rows)
+    shortest, length = arena.length, arena.same_from
+    while length > shortest:
+        arena = placed(tensors, order, rows, length - 1)
+        if not arena.fits:
+            return length + int(shortest * _INEXACT)
+        length = arena.same_from
+    return shortest
+
+
 def stretch(tensors: Tensors, order: Sequence[int], rows: int) -> int:
-    """Bytes from the beginning of the stretch to the end of the last piece ever used."""
+    """Bytes from the beginning of an endless stretch to the end of the last piece ever used."""
+    return placed(tensors, order, rows).length
+
+
+def placed(tensors: Tensors, order: Sequence[int], rows: int, end: int = _ENDLESS) -> Arena:
+    """A stretch of `end` bytes as a run leaves it, or as it was when something did not fit."""
     sizes = [_rounded(one.at(rows)) for one in tensors.held]
-    arena, lying = Arena(), dict[int, int]()
+    arena, lying = Arena(end), dict[int, int]()
     for node, ending in zip(order, last_reads(tensors, order), strict=True):
         for number in tensors.makes[node]:
             lying[number] = arena.take(sizes[number])
         own = _rounded(tensors.workspace[node].at(rows))
         if own:
             arena.give_back(arena.take(own), own)
+        if not arena.fits:
+            break
         for number in ending:
             arena.give_back(lying.pop(number), sizes[number])
-    return arena.length
+    return arena
 
 
 class Arena:
     """Places pieces best fit first.
 
+    Args:
+        end: Bytes of the stretch.
+
     Attributes:
         length: Bytes up to the end of the last piece that was ever taken.
+        fits: Nothing had to be placed behind the end.
+        same_from: The shortest stretch in which all pieces so far lie where they do in this one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: int = _ENDLESS) -> None:
         self.length = 0
-        self._free = {0: _ENDLESS}  # begin -> bytes
+        self.fits = True
+        self.same_from = 0
+        self._end = end
+        self._free = {0: end}  # begin -> bytes
 
     def take(self, size: int) -> int:
-        """Where a piece of `size` bytes comes to lie."""
-        begin = min((begin for begin, free in self._free.items() if free >= size), key=lambda b: (self._free[b], b))
+        """Where a piece of `size` bytes comes to lie; behind the end, where no free piece is large enough."""
+        fitting = [begin for begin, free in self._free.items() if free >= size]
+        if not fitting:
+            self.fits = False
+            return self._end
+        begin = min(fitting, key=lambda b: (self._free[b], b))
+        self.same_from = max(self.same_from, self._shortest(begin, size))
         left = self._free.pop(begin) - size
         if left:
             self._free[begin + size] = left
         self.length = max(self.length, begin + size)
         return begin
+
+    def _shortest(self, begin: int, size: int) -> int:
+        """The shortest stretch in which a piece of `size` bytes is taken at `begin`, as in this one."""
+        last = next((other for other, free in self._free.items() if other + free == self._end), self._end)
+        if begin == last:
+            return begin + size
+        # A shorter piece at the end would be taken first, unless it is too short.
+        return last + self._free[begin] if self._end - last >= self._free[begin] else 0
 
     def give_back(self, begin: int, size: int) -> None:
         """Free a piece, and join it with what is free beside it."""

@@ -20,7 +20,7 @@ from layer_cases import compiled, starting_feeds
 from onnx import helper
 from test_liveness import QUICK, compile_case
 
-from edgeff.export.arena import GRAIN, ROWS, UPDATED_NUMBERS, Arena, arena_line, stretch
+from edgeff.export.arena import GRAIN, ROWS, UPDATED_NUMBERS, Arena, arena_line, enough, placed, stretch
 from edgeff.export.graphs import BlockGraphs
 from edgeff.export.memory import bytes_alive, run_order, tensors_of
 from edgeff.manifest import GraphKind, Line
@@ -37,23 +37,26 @@ KINDS: tuple[GraphKind, ...] = ("step", "accumulate", "forward")
 class ByteMap:
     """The same by looking at every single byte."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: int) -> None:
         self.taken: list[bool] = []
         self.length = 0
+        self.end = end
 
     def gaps(self) -> list[tuple[int, int]]:
-        """Begin and bytes of every stretch that is free, the endless last one left out."""
+        """Begin and bytes of every stretch that is free, the one at the end included."""
         found, begin = [], None
         for place, taken in enumerate(self.taken):
             if taken and begin is not None:
                 found.append((begin, place - begin))
             begin = None if taken else place if begin is None else begin
-        return found
+        last = len(self.taken) if begin is None else begin
+        return [*found, (last, self.end - last)]
 
-    def take(self, size: int) -> int:
+    def take(self, size: int) -> int | None:
         fitting = [(length, begin) for begin, length in self.gaps() if length >= size]
-        last = max((place + 1 for place, taken in enumerate(self.taken) if taken), default=0)
-        begin = min(fitting)[1] if fitting else last
+        if not fitting:
+            return None
+        begin = min(fitting)[1]
         self.taken += [False] * (begin + size - len(self.taken))
         assert not any(self.taken[begin : begin + size])
         self.taken[begin : begin + size] = [True] * size
@@ -64,23 +67,55 @@ class ByteMap:
         self.taken[begin : begin + size] = [False] * size
 
 
-@given(st.lists(st.integers(1, 12) | st.floats(0, 1, exclude_max=True), max_size=60))
+ACTS = st.lists(st.integers(1, 12) | st.floats(0, 1, exclude_max=True), max_size=60)
+ENDS = st.integers(20, 60) | st.just(10_000)
+
+
+@given(ACTS, ENDS)
 @settings(deadline=None)
-def test_pieces_lie_where_looking_at_every_byte_puts_them(acts: Sequence[int | float]) -> None:
+def test_pieces_lie_where_looking_at_every_byte_puts_them(acts: Sequence[int | float], end: int) -> None:
     """A whole number takes a piece, a part gives back the one that is so far down the list."""
-    arena, bytes_ = Arena(), ByteMap()
+    arena, bytes_ = Arena(end), ByteMap(end)
     lying: list[tuple[int, int]] = []
     for act in acts:
         if isinstance(act, int):
-            begin = arena.take(act)
+            begin, expected = arena.take(act), bytes_.take(act)
+            assert arena.fits == (expected is not None)
+            if expected is None:
+                return
+            assert begin == expected
             assert all(begin + act <= other or other + size <= begin for other, size in lying)
-            assert begin == bytes_.take(act)
             lying.append((begin, act))
         elif lying:
             piece = lying.pop(int(act * len(lying)))
             arena.give_back(*piece)
             bytes_.give_back(*piece)
         assert arena.length == bytes_.length
+
+
+def places(acts: Sequence[int | float], end: int) -> tuple[list[int], Arena]:
+    """Where pieces lie, up to the first that does not fit."""
+    arena, found, lying = Arena(end), list[int](), list[tuple[int, int]]()
+    for act in acts:
+        if isinstance(act, int):
+            found.append(arena.take(act))
+            if not arena.fits:
+                break
+            lying.append((found[-1], act))
+        elif lying:
+            arena.give_back(*lying.pop(int(act * len(lying))))
+    return found, arena
+
+
+@given(ACTS, ENDS)
+@settings(deadline=None)
+def test_pieces_lie_alike_in_every_stretch_down_to_the_shortest_that_is_named(
+    acts: Sequence[int | float], end: int
+) -> None:
+    found, arena = places(acts, end)
+    if arena.fits:
+        for shorter in range(arena.same_from, min(arena.same_from + 100, end)):
+            assert places(acts, shorter)[0] == found
 
 
 def test_the_smallest_free_piece_that_is_large_enough_is_taken_not_the_first() -> None:
@@ -165,6 +200,19 @@ def test_a_line_is_above_the_stretch_and_that_above_the_bytes_alive(name: str) -
             length = stretch(tensors, order, rows)
             assert length >= max(bytes_alive(tensors, order, rows), default=0)
             assert length <= line.at(rows) + (0 if rows in ROWS else ARENA_MARGIN // 8), (kind, rows)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_every_stretch_that_is_longer_than_enough_is_long_enough(name: str) -> None:
+    graphs = compile_case(name)
+    for kind in KINDS:
+        tensors = tensors_of(graphs.models[kind])
+        order = run_order(tensors.sources, tensors.ends)
+        least, sure = stretch(tensors, order, 5), enough(tensors, order, 5)
+        assert least <= sure
+        fits = [placed(tensors, order, 5, end).fits for end in range(least, 2 * least, GRAIN)]
+        assert all(fits[(sure - least) // GRAIN :])
+        assert all(fits) == (least == sure)
 
 
 def test_the_shared_update_has_a_line_in_the_numbers_that_it_updates() -> None:
@@ -291,6 +339,20 @@ def test_of_an_arena_that_is_too_small_the_growth_is_seen(preset_block: BlockGra
         _, before, after, _ = seen_in_arena(tmp_path, preset_block, "accumulate", 8, reserved)
         grown.append(after - before)
     assert grown[1] - grown[0] > 200 * KIB
+
+
+@needs_kernel
+def test_what_is_kept_for_more_rows_is_enough_for_fewer(tmp_path: Path) -> None:
+    """What fifteen rows take of an endless stretch is not: of fourteen, a piece lies where a larger one has to go."""
+    torch.manual_seed(0)
+    graphs = compiled(preset("vgg8", width=0.25).sequence[1].leaves()[0])
+    sizes = (stretch_of(graphs.models["accumulate"], 15), planned_arena(graphs, "accumulate", 15), 64 * MIB)
+    grown = []
+    for size in sizes:
+        _, before, after, _ = seen_in_arena(tmp_path, graphs, "accumulate", 14, size)
+        grown.append(after - before)
+    assert abs(grown[1] - grown[2]) < 128 * KIB
+    assert grown[0] - grown[2] > MIB
 
 
 @needs_kernel

@@ -17,7 +17,7 @@ from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request, Schedule
 from edgeff.studies.findings import Findings, Row, base_below, number, points
 from edgeff.studies.picture import Panel
-from edgeff.studies.training import Outcome, StudySettings, mean, over_seeds, run_name, spread
+from edgeff.studies.training import Outcome, StudySettings, mean, mean_rate, over_seeds, run_name, spread
 
 _GLOBAL: tuple[Mode, ...] = ("bp-deepsup", "bp")
 _SCHEDULES: tuple[Schedule, ...] = ("sweep", "stage")
@@ -89,7 +89,7 @@ def _row(recipe: str, method: str, outcomes: list[Outcome], prepared: Prepared) 
         "parameters": outcomes[0].parameters,
         "planned_bytes": planned["sweep"],
         "stage_bytes": planned["stage"],
-        "rows_per_s": mean([one.rows_per_s for one in outcomes]),
+        "rows_per_s": mean_rate(outcomes),
         "epochs": outcomes[0].epochs,
     }
 

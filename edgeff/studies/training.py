@@ -61,7 +61,7 @@ class Outcome:
         test_accuracy: Of the fused prediction on the test data.
         readout_accuracy: Of each readout by itself, on the test data.
         readout_weights: Of the fused prediction.
-        rows_per_s: Trained rows per second of the last epoch, on this machine.
+        rows_per_s: Trained rows per second of the last epoch, on this machine; None if trained elsewhere.
         epochs: Trained.
         parameters: Numbers that are trained.
     """
@@ -70,7 +70,7 @@ class Outcome:
     test_accuracy: float
     readout_accuracy: tuple[float, ...]
     readout_weights: tuple[float, ...]
-    rows_per_s: float
+    rows_per_s: float | None
     epochs: int
     parameters: int
 
@@ -89,7 +89,7 @@ def train(job: PretrainJob, name: str, settings: StudySettings) -> Outcome:
 def run_prepared(prepared: Prepared, name: str, settings: StudySettings) -> Outcome:
     """As `train`, for data and a network that are there already; there must be test data."""
     folder = settings.out / "runs" / name
-    rates = [0.0]
+    rates: list[float] = []
 
     def progress(record: PretrainProgress) -> None:
         if record.metrics is not None:
@@ -102,14 +102,13 @@ def run_prepared(prepared: Prepared, name: str, settings: StudySettings) -> Outc
     if tested is None:
         raise RunError(f"run `{name}` has no test data")
     path = folder / OUTCOME
-    if rates[-1] == 0.0 and path.is_file():
-        rates.append(float(json.loads(path.read_text())["rows_per_s"]))
+    before = json.loads(path.read_text())["rows_per_s"] if path.is_file() else None
     outcome = Outcome(
         validation_accuracy=result.best.validation.accuracy,
         test_accuracy=tested.accuracy,
         readout_accuracy=tested.readout_accuracy,
         readout_weights=tested.readout_weights,
-        rows_per_s=rates[-1],
+        rows_per_s=rates[-1] if rates else before,
         epochs=len(result.history),
         parameters=sum(one.numel() for one in result.network.parameters() if one.requires_grad),
     )
@@ -133,6 +132,12 @@ def over_seeds(job: PretrainJob, name: str, settings: StudySettings) -> list[Out
 def mean(values: Sequence[float]) -> float:
     """Their mean."""
     return statistics.fmean(values)
+
+
+def mean_rate(outcomes: Sequence[Outcome]) -> float | None:
+    """Mean of the rates that are known; None where none is."""
+    rates = [one.rows_per_s for one in outcomes if one.rows_per_s]
+    return mean(rates) if rates else None
 
 
 def spread(values: Sequence[float]) -> float | None:
