@@ -5,6 +5,7 @@ A command's module is imported when the command runs, so that `edgeff --help` is
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Mapping
@@ -61,9 +62,17 @@ class LazyGroup(click.Group):
             hint = error.hint or f"see `edgeff {ctx.invoked_subcommand} --help`"
             click.echo(f"Error: {error}\n\nhint: {hint}", err=True)
             sys.exit(error.exit_code)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
             hint = "end other programs, or give smaller sizes (`--micro-batch`, a smaller artifact or data set)"
             click.echo(f"Error: the system has not enough memory for this\n\nhint: {hint}", err=True)
+            sys.exit(1)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            name = f"{str(error.filename)[:40]}..."
+            click.echo(f"Error: no file can have a name as long as `{name}`\n\nhint: give a shorter one", err=True)
             sys.exit(1)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
@@ -72,6 +81,12 @@ class LazyGroup(click.Group):
             hint = f'run `pip install "edgeff[{_EXTRAS[missing]}]"`'
             click.echo(f"Error: this command needs `{missing}`, which is not installed\n\nhint: {hint}", err=True)
             sys.exit(1)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether there was not enough memory; torch says so by a `RuntimeError`, of a GPU and of the CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 _EXTRAS = {"torch": "workstation", "onnx": "workstation", "onnxruntime": "device", "cryptography": "signing"}

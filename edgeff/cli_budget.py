@@ -36,11 +36,12 @@ def read_block_budgets(given: tuple[str, ...]) -> dict[str, int]:
 
 
 def free_bytes(out: Path) -> int:
-    """What files of features may take: half of what is free where the run is to be."""
+    """What files of features may take: half of what is free where the run is to be, its own such files left out."""
     import shutil
 
     folder = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
-    return shutil.disk_usage(folder).free // 2
+    own = sum(path.stat().st_size for path in out.glob("features.*") if path.is_file()) if out.is_dir() else 0
+    return (shutil.disk_usage(folder).free + own) // 2
 
 
 def asked_over_floor(control: Control, floor_bytes: int) -> Callable[[], int | None]:

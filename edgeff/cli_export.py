@@ -85,6 +85,8 @@ def export(
 
     if out.exists():  # before the minutes that compiling may take
         raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place")
+    if losses != "last" and blocks is None:
+        raise click.UsageError("--losses is for blocks of several layers: it needs --blocks")
     given = {"weight_decay": weight_decay, "momentum": momentum}
     spec = optimizer_spec(optimizer, **{name: value for name, value in given.items() if value is not None})
     pretrained = load_run(run)
@@ -103,6 +105,8 @@ def export(
         target=target,
     )
     if rows_together is not None:
+        if not any(block.compares_rows for block in network.sequence):
+            raise click.UsageError("--rows-together is for networks that compare rows; no block of this one does")
         settings = replace(settings, rows_together=rows_together)
     export_network(
         network,

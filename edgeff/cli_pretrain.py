@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgeff import cli_network
 from edgeff.cli_options import DATA_DIR
@@ -131,6 +132,9 @@ def pretrain(
         preset, base = None, {}
     if (preset is None) == (factory is None):
         raise click.UsageError("give either --preset or --model")
+    if factory is not None:
+        _refuse_of_presets("input_shape", "width")
+        input_shape, width = None, 1.0
     job = PretrainJob(
         data,
         PretrainSettings(**settings),
@@ -146,6 +150,14 @@ def pretrain(
     with ProgressLine("pretrain", prepared.steps) as line:
         result, tested = prepared.run(out, resume=resume, progress=lambda record: _show(line, record, job.settings))
     _print_result(result, tested, out, job.settings.keep, as_json=as_json)
+
+
+def _refuse_of_presets(*names: str) -> None:
+    """Refuse options that a model of one's own would not heed; from a recipe they are for its preset."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for --preset; a model has its own")
 
 
 def _show(line: ProgressLine, record: PretrainProgress, settings: PretrainSettings) -> None:

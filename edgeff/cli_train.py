@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +28,9 @@ from edgeff.cli_options import ARTIFACT, DATA, DATA_DIR, JSON, THREADS, open_che
 from edgeff.cli_sign import require_signature_option
 from edgeff.engines import ENGINES, ONNXRUNTIME
 from edgeff.providers import AUTO, NAMES
+
+if TYPE_CHECKING:
+    from edgeff.runtime.settings import AdaptSettings
 
 
 @click.command(name="train-on-device")
@@ -185,6 +189,9 @@ def train_on_device(
         given["guard_fraction"] = 0.0
     if blocks is not None:
         given["blocks"] = tuple(name.strip() for name in blocks.split(",") if name.strip())
+    began = RunFolder(out).began_with() if resume else None
+    if began and allow_freezing and blocks is None:
+        given["blocks"] = began.blocks
     chosen = replace(default_settings(opened.manifest), **given)
     checked = open_checked(data, data_dir, opened.manifest, skip=skip_bad_rows)
     rows = checked.dataset
@@ -194,9 +201,10 @@ def train_on_device(
         chosen,
         len(rows),
         budget_bytes=budget_bytes,
+        known_bytes=rows.known_bytes + (held_out.known_bytes if held_out else 0),
         threads=engine.threads,
-        schedule=None if schedule == "auto" else schedule,
-        features=None if features == "auto" else features,
+        schedule=_asked(schedule, began, lambda run: run.schedule),
+        features=_asked(features, began, _rounded),
         prefer=prefer,
         micro_batch=micro_batch,
         block_budgets=caps,
@@ -205,7 +213,7 @@ def train_on_device(
         **engine_request(engine),
     )
     over = meter.floor_bytes if total else 0
-    planned = plan_run(opened.manifest, request, over, allow_freezing=allow_freezing)
+    planned = plan_run(opened.manifest, request, over, allow_freezing=allow_freezing and not began)
     frozen = frozen_blocks(planned, request)
     if frozen:
         click.echo(f"the budget does not do for all blocks: {', '.join(frozen)} stay as they are", err=True)
@@ -230,11 +238,25 @@ def train_on_device(
     )
     with hints_for_total(over):
         result = drive(adaptation, StopConditions(max_seconds, max_steps, pause_file), resume=resume)
-    found = {
-        "run": str(out),
-        "floor_bytes": meter.floor_bytes,
-        "budget_bytes": budget_bytes,
-        "training_bytes": meter.read().training_bytes,
-        **result,
-    }
+    floor, training = _measured(result)
+    found = {"run": str(out), "floor_bytes": floor, "budget_bytes": budget_bytes, "training_bytes": training, **result}
     click.echo(json.dumps(found, indent=2) if as_json else result_text(found))
+
+
+def _asked(option: str, began: AdaptSettings | None, of: Callable[[AdaptSettings], str | None]) -> Any:
+    """What was asked for; where that is `auto`, what the run began with, be the budget another one now; else None."""
+    if option != "auto":
+        return option
+    return None if began is None else of(began)
+
+
+def _rounded(began: AdaptSettings) -> str | None:
+    """How the run that is gone on with stores features, where that decides the outcome."""
+    return None if began.feature_dtype == "float32" else began.feature_dtype
+
+
+def _measured(result: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Floor and training bytes of the process that finished the run, which may have been another than this."""
+    measured = result.get("measured")
+    read = measured if isinstance(measured, dict) else {}
+    return read.get("floor_bytes"), read.get("training_bytes")

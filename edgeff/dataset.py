@@ -47,6 +47,11 @@ class Dataset:
         """One raw row, named `x`."""
         return TensorSpec("x", tuple(self.x.shape[1:]), self.x.dtype.name)
 
+    @property
+    def known_bytes(self) -> int:
+        """Bytes of all that is in memory: labels, groups, recordings and spans."""
+        return sum(one.nbytes for one in (self.y, self.groups, self.sequence, self.span) if one is not None)
+
     def select(self, index: Array, *, name: str = "") -> Dataset:
         """The rows of the given numbers, in that order; nothing is read.
 

@@ -125,10 +125,10 @@ def check_fit(network: LocalNetwork, preprocessing: Preprocessing, *datasets: Da
 
 def _check_dataset(network: LocalNetwork, preprocessing: Preprocessing, dataset: Dataset) -> None:
     dataset.check()
-    if tuple(dataset.x.shape[1:]) != tuple(preprocessing.input.shape):
+    if not preprocessing.takes(dataset.x.shape[1:], dataset.x.dtype):
         raise DataError(
-            f"data set `{dataset.name}` has rows of {tuple(dataset.x.shape[1:])}, "
-            f"preprocessing takes {tuple(preprocessing.input.shape)}"
+            f"data set `{dataset.name}` has rows of {tuple(dataset.x.shape[1:])} {dataset.x.dtype.name}, "
+            f"preprocessing takes {tuple(preprocessing.input.shape)} {preprocessing.input.dtype}"
         )
     count = len(network.classes)
     if len(dataset.y) and not (int(dataset.y.min()) >= 0 and int(dataset.y.max()) < count):

@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,17 +130,22 @@ class _Seen:
 
     @contextmanager
     def watching(self, network: LocalNetwork) -> Iterator[None]:
-        hooks = [block.register_forward_pre_hook(self._begins) for block in network.blocks]
+        for block in network.blocks:
+            block.forward = partial(self._begun, block, block.forward)  # a hook would miss who calls `forward` itself
         with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda saved: saved.tensor):
             yield
-        for hook in hooks:
-            hook.remove()
+        for block in network.blocks:
+            del block.forward
         self.left = len(self.alive)
 
-    def _begins(self, block: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def _begun(self, block: nn.Module, forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        self._begins(block, next(iter((*given, *named.values()))))
+        return forward(*given, **named)
+
+    def _begins(self, block: nn.Module, x: Tensor) -> None:
         name = str(block.name)
         self.held[name] = max(len(self.alive), self.held.get(name, 0))
-        if given[0].requires_grad:
+        if x.requires_grad:
             self.attached.add(name)
 
     def _keep(self, tensor: Tensor) -> _Saved:
@@ -178,7 +185,7 @@ def _rows(network: LocalNetwork, draw: torch.Generator) -> Tensor:
 
 
 def _move(block: nn.Module, draw: torch.Generator) -> None:
-    """Move every weight of a block by about its own size."""
+    """Move every weight of a block by about its own size, those that it does not learn included."""
     with torch.no_grad():
-        for tensor in block.parameters():
+        for tensor in (*block.parameters(), *(one for one in block.buffers() if one.is_floating_point())):
             tensor.add_(torch.randn(tensor.shape, generator=draw) * (tensor.abs().mean() + 0.1))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,12 +91,16 @@ class Preprocessing:
         with np.errstate(over="ignore"):  # beyond float32 becomes Inf, which is what is looked for
             return non_finite_rows(x.astype(np.float32, copy=False))
 
+    def takes(self, shape: Sequence[int], dtype: np.dtype[Any]) -> bool:
+        """Whether raw rows of a shape and dtype can be taken: floating-point numbers may stand for one another."""
+        own = np.dtype(self.input.dtype)
+        return tuple(shape) == tuple(self.input.shape) and (dtype == own or dtype.kind == own.kind == "f")
+
     def _check_form(self, x: Array) -> None:
-        shape, dtype = tuple(self.input.shape), np.dtype(self.input.dtype)
-        fits = x.dtype == dtype or x.dtype.kind == dtype.kind == "f"
-        if x.shape[1:] != shape or x.ndim == 0 or not fits:
+        if x.ndim == 0 or not self.takes(x.shape[1:], x.dtype):
+            shape, dtype = tuple(self.input.shape), self.input.dtype
             raise DataError(
-                f"raw rows have shape {x.shape[1:]} and dtype {x.dtype.name}, needed {shape} and {dtype.name}",
+                f"raw rows have shape {x.shape[1:]} and dtype {x.dtype.name}, needed {shape} and {dtype}",
                 hint="give rows in the form that the model was prepared with",
             )
 

@@ -175,6 +175,8 @@ def pretrain(
     for placed in (trained, prepared):
         _place(placed, device)
     run = _Run(trained, prepared, [Learner(block, settings, steps=steps) for block in trained.sequence])
+    # What cannot be augmented is refused before a run folder is begun.
+    next(iter(feeds[0].epoch(settings.batch_size, np.random.default_rng(0))))
     with ExitStack() as held:
         folder = None
         if out is not None:
@@ -217,6 +219,8 @@ def _epoch(
     rows_per_s = rows / (time.perf_counter() - began)
     run.settle()
     measured = evaluate(run.kept, validation.in_order(), choose=settings.fusion)
+    if not math.isfinite(measured.loss):
+        raise _diverged(f"the loss on validation data is {measured.loss} after epoch {epoch}")
     means = {name: total / rows for name, total in sums.items()}
     metrics = EpochMetrics(epoch, means, measured)
     progress(PretrainProgress(epoch, first + per_epoch, steps, means, rows_per_s, metrics))
@@ -228,11 +232,12 @@ def _finite(losses: Mapping[str, Tensor], epoch: int, step: int) -> dict[str, fl
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
     for name, value in values.items():
         if not math.isfinite(value):
-            raise RunError(
-                f"the loss of block `{name}` is {value} at step {step} (epoch {epoch})",
-                hint="lower the learning rate, set a gradient clip, or look for rows that are not finite",
-            )
+            raise _diverged(f"the loss of block `{name}` is {value} at step {step} (epoch {epoch})")
     return values
+
+
+def _diverged(what: str) -> RunError:
+    return RunError(what, hint="lower the learning rate, set a gradient clip, or look for rows that are not finite")
 
 
 def _merit(metrics: EpochMetrics) -> tuple[float, float]:

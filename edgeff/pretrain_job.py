@@ -197,7 +197,7 @@ def preset_shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] 
             raise ModelError(f"`{text}` is not a shape", hint="write for example `--input-shape 3,32,32`") from error
     chosen = PRESETS.get(name)
     row = tuple(rows.x.shape[1:])
-    if chosen is None or prod(row) == prod(chosen.input_shape):
+    if chosen is None or _holds(row, chosen.input_shape):
         return None
     if not chosen.axes:
         return (prod(row),)
@@ -205,3 +205,11 @@ def preset_shape(name: str, text: str | None, rows: Dataset) -> tuple[int, ...] 
         return (1, *row)
     # Fewer channels than places along any other axis is what tells which axis is which.
     return (row[-1], *row[:-1]) if len(row) == len(chosen.axes) and row[-1] < row[0] else row
+
+
+def _holds(row: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a row has the axes of a shape in some order, those of length 1 left out, or is such a row laid flat."""
+    if len(row) == 1 or len(shape) == 1:
+        return prod(row) == prod(shape)
+    axes, wanted = (sorted(size for size in sizes if size > 1) for sizes in (row, shape))
+    return axes == wanted

@@ -98,7 +98,8 @@ class PretrainSettings:
             _need(0 <= getattr(self, name) < math.inf, name, "at least 0", getattr(self, name))
         _need(0.0 < self.learning_rate < math.inf, "learning_rate", "above 0", self.learning_rate)
         _need(0.0 <= self.momentum < 1.0, "momentum", "in [0, 1)", self.momentum)
-        _need(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
+        _need(self.seed < 2**63, "seed", "below 2**63", self.seed)
+        _need(self.threads is None or 1 <= self.threads <= 1024, "threads", "from 1 to 1024", self.threads)
         if self.label_smoothing is not None:
             CrossEntropyObjective(self.label_smoothing)
         if self.mode != "local" and self.layers != "1-layer":

@@ -23,6 +23,8 @@ from edgeff.errors import DataError
 from edgeff.manifest import ITEM_BYTES
 
 _MOST_AXES = 32
+# Of rows on their way from one array to another.
+_COPIED_BYTES = 1 << 16
 Array = NDArray[Any]
 Index = slice | Array
 
@@ -215,10 +217,38 @@ class JoinedRows:
         first = 0
         for part in self.parts:
             here = np.flatnonzero((index >= first) & (index < first + len(part)))
-            if len(here):
-                out[here] = part[index[here] - first]
+            _copy_rows(part, index[here] - first, out, here)
             first += len(part)
         return out
+
+
+@dataclass(frozen=True, eq=False)
+class CastRows:
+    """Rows in another dtype."""
+
+    rows: Rows
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first, then the shape of one row."""
+        return self.rows.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Index, /) -> Array:
+        index = row_index(key, len(self))
+        out = np.empty((len(index), *self.shape[1:]), self.dtype)
+        _copy_rows(self.rows, index, out, np.arange(len(index)))
+        return out
+
+
+def _copy_rows(rows: Rows, numbers: Array, out: Array, places: Array) -> None:
+    """Write some rows to places of an array, a few at a time: no more are there twice."""
+    step = _rows_of(rows, _COPIED_BYTES)
+    for first in range(0, len(numbers), step):
+        out[places[first : first + step]] = rows[numbers[first : first + step]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +273,11 @@ class ColumnMajorRows:
 
     def __getitem__(self, key: Index, /) -> Array:
         return np.ascontiguousarray(np.swapaxes(self.rows[key], -1, -2))
+
+
+def cast_rows(rows: Rows, dtype: np.dtype[Any]) -> Rows:
+    """Rows in a dtype; themselves, if it is theirs."""
+    return rows if rows.dtype == dtype else CastRows(rows, dtype)
 
 
 def select_rows(rows: Rows, index: Array) -> SelectedRows:
@@ -273,7 +308,11 @@ def window_rows(signal: Rows, length: int) -> Rows:
 
 def row_blocks(rows: Rows, block_bytes: int = 1 << 18) -> Iterator[tuple[int, Array]]:
     """All rows in order, in blocks of about `block_bytes`: (number of the first row, rows)."""
-    row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
-    step = max(1, block_bytes // max(1, row_bytes))
+    step = _rows_of(rows, block_bytes)
     for first in range(0, len(rows), step):
         yield first, rows[first : first + step]
+
+
+def _rows_of(rows: Rows, nbytes: int) -> int:
+    """How many rows make so many bytes; at least one."""
+    return max(1, nbytes // max(1, math.prod(rows.shape[1:]) * rows.dtype.itemsize))

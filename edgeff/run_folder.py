@@ -11,6 +11,7 @@ Every file is written whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -165,7 +166,15 @@ class RunFolder:
             "preprocessing": json.dumps(preprocessing_as_dict(self.preprocessing)),
             "number of training rows": len(self.train.x),
             "number of validation rows": len(self.validation.x),
+            "model file": self._model_file(),
         }
+
+    def _model_file(self) -> str | None:
+        """What tells the file that the network comes from; None for a preset."""
+        source = self.network.source
+        if source is None or source.kind != "factory":
+            return None
+        return _digest(Path(source.name.rpartition(":")[0]))
 
     def _read_checkpoint(self) -> dict[str, Any]:
         path = self.path / CHECKPOINT
@@ -177,7 +186,8 @@ class RunFolder:
                 f"`{path}` cannot be read: it is damaged or not of edgeff", hint="start a new run"
             ) from error
         # A checkpoint of before there was a setting was made by what is its default now.
-        defaults = {f"setting {key}": one for key, one in PretrainSettings().as_dict().items()}
+        defaults: dict[str, Any] = {f"setting {key}": one for key, one in PretrainSettings().as_dict().items()}
+        defaults["model file"] = _digest(self.path / FACTORY)
         for name, own in self.identity().items():
             if identity.get(name, defaults.get(name)) != own:
                 raise RunError(
@@ -200,6 +210,10 @@ class RunFolder:
         }
         text = json.dumps(recipe, indent=2, allow_nan=False) + "\n"
         write_atomically(self.path / RECIPE, text.encode())
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def rows_even_over_classes(y: NDArray[np.int64], rows: int, *, seed: int) -> NDArray[np.int64]:

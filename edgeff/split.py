@@ -130,13 +130,12 @@ def calibration_split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     return dataset.select(adapt), dataset.select(test)
 
 
-def activities_in_time(dataset: Dataset) -> list[Numbers]:
+def activities_in_time(dataset: Dataset) -> Iterator[Numbers]:
     """Row numbers of each label of each recording (without recordings: of each group), in time order."""
     together = dataset.groups if dataset.sequence is None else dataset.sequence
     part = np.zeros(len(dataset), np.int64) if together is None else together
     start = _spans(dataset)[:, 0]
-    stretches = _stretches(np.stack([part, dataset.y], axis=1))
-    return [rows[np.argsort(start[rows], kind="stable")] for rows in stretches]
+    return (rows[np.argsort(start[rows], kind="stable")] for rows in _stretches(part, dataset.y))
 
 
 def sharing_samples(dataset: Dataset, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -149,15 +148,22 @@ def sharing_samples(dataset: Dataset, chosen: NDArray[np.bool_]) -> NDArray[np.b
     shared = np.zeros(len(dataset), bool)
     if dataset.sequence is not None:
         span = _spans(dataset)
-        for rows in _stretches(dataset.sequence[:, None]):
+        for rows in _stretches(dataset.sequence):
             shared[rows] = _share_samples(span[rows], span[rows][chosen[rows]])
     return shared
 
 
-def _stretches(keys: Numbers) -> list[Numbers]:
-    """Row numbers of each distinct key, ascending."""
-    _, of_row, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    return np.split(np.argsort(of_row.reshape(-1), kind="stable"), np.cumsum(counts)[:-1])
+def _stretches(*keys: Numbers) -> Iterator[Numbers]:
+    """Row numbers of each distinct key, ascending; the first of several keys counts most."""
+    order = np.lexsort(keys[::-1])
+    changes = np.zeros(max(len(order) - 1, 0), bool)
+    for key in keys:
+        changes |= np.diff(key[order]) != 0
+    first = 0
+    for change in np.flatnonzero(changes):  # one at a time: there may be as many as rows
+        yield order[first : change + 1]
+        first = int(change) + 1
+    yield order[first:]
 
 
 def _spans(dataset: Dataset) -> Numbers:
@@ -166,7 +172,7 @@ def _spans(dataset: Dataset) -> Numbers:
         return dataset.span
     places = np.arange(len(dataset))
     if dataset.sequence is not None:
-        for rows in _stretches(dataset.sequence[:, None]):
+        for rows in _stretches(dataset.sequence):
             places[rows] = np.arange(len(rows))
     return np.stack([places, places + 2], axis=1)
 

@@ -7,13 +7,10 @@ weights of the best of these are kept: those the network came with, when trainin
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edgeff import __version__
 from edgeff.artifact import Artifact
@@ -24,8 +21,9 @@ from edgeff.runtime.allocator import AllocatorMode
 from edgeff.runtime.checkpoint import RunFolder
 from edgeff.runtime.engine import Engine
 from edgeff.runtime.events import Event, Finished, Notice
+from edgeff.runtime.guard import SPLITTING_BYTES
 from edgeff.runtime.meter import Meter
-from edgeff.runtime.mixture import prepare_rows
+from edgeff.runtime.mixture import described, prepare_rows
 from edgeff.runtime.network import check_block_names
 from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.provider_check import check_provider
@@ -35,8 +33,6 @@ from edgeff.runtime.stops import Stop, never
 from edgeff.runtime.sweep_run import SweepRun
 
 RUN_FORMAT = "edgeff-run-on-device"
-# Rows whose values tell a data set from another with the same labels.
-_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -118,8 +114,8 @@ class Adaptation:
             "artifact": str(self.artifact.path.resolve()),
             "manifest_sha256": self.artifact.manifest_sha256,
             "settings": self.settings.as_dict(),
-            "data": _described(self.dataset),
-            **({} if self.guard is None else {"guard_data": _described(self.guard)}),
+            "data": described(self.dataset),
+            **({} if self.guard is None else {"guard_data": described(self.guard)}),
             "engine": self.engine.name,
             "threads": self.engine.threads,
             "micro_batch": self.plan.micro_batch,
@@ -149,9 +145,23 @@ class Adaptation:
 
 
 def adaptation_request(
-    manifest: Manifest, settings: AdaptSettings, rows: int, *, budget_bytes: int | None, **more: Any
+    manifest: Manifest,
+    settings: AdaptSettings,
+    rows: int,
+    *,
+    budget_bytes: int | None,
+    known_bytes: int | None = None,
+    **more: Any,
 ) -> Request:
-    """What a run on `rows` rows of the user's asks of the planner; `more` are other attributes of the request.
+    """What a run asks of the planner.
+
+    Args:
+        manifest: Of the artifact.
+        settings: Of the run.
+        rows: How many the user has.
+        budget_bytes: Over the floor; None for no limit.
+        known_bytes: Of their labels, groups, recordings and spans, and of rows to judge by; None for labels alone.
+        **more: Other attributes of the request.
 
     Raises:
         RunError: The settings name an unknown block, or none that any prediction depends on.
@@ -161,13 +171,15 @@ def adaptation_request(
         check_block_names(manifest, settings.blocks)
         _refuse_to_learn_for_nothing(manifest, settings.blocks)
     replay = manifest.replay.rows if manifest.replay and settings.replay_fraction else 0
+    known = 8 * rows if known_bytes is None else known_bytes
     return Request(
         batch_size=settings.batch_size,
         budget_bytes=budget_bytes,
         trained=settings.blocks,
         rows=rows + replay,
-        # Labels are held for all rows, with their joined copy and one order; raw rows for the replay ones alone.
-        row_bytes=replay * manifest.input.nbytes + 3 * 8 * (rows + replay),
+        # Held are numbers of the rows to train on, joined labels and one order; raw rows of the replay ones alone.
+        row_bytes=replay * manifest.input.nbytes + 3 * 8 * (rows + replay) + int(known * (1 + settings.guard_fraction)),
+        splitting_bytes=known + SPLITTING_BYTES * rows,
         **more,
     )
 
@@ -193,14 +205,6 @@ def engine_request(engine: Engine) -> dict[str, Any]:
         return {}
     summed = {"updates": "accumulated"} if engine.keeps_gradients else {}
     return {"arena": False, "engine_copies": True, "uniform": engine.memory() is not None, **summed}
-
-
-def _described(dataset: Dataset) -> dict[str, Any]:
-    """What tells rows from others: their labels, and some of them; all of them would have to be read once more."""
-    labels = hashlib.sha256(dataset.y.tobytes()).hexdigest()
-    some = np.linspace(0, len(dataset) - 1, min(len(dataset), _LOOKED_AT)).astype(np.int64)
-    sample = hashlib.sha256(np.ascontiguousarray(dataset.x[some]).tobytes()).hexdigest()
-    return {"name": dataset.name, "rows": len(dataset), "labels_sha256": labels, "sample_sha256": sample}
 
 
 def _identity(described: object) -> object:

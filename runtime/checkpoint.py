@@ -30,6 +30,7 @@ from edgeff.lock import locked
 from edgeff.plain_file import open_plain
 from edgeff.runtime.arrays import Array
 from edgeff.runtime.network import Network
+from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.tensor_stream import peek_facts, read_all_tensors, read_facts, read_tensors_into, write_tensors
 from edgeff.runtime.trainer import Position
 
@@ -137,6 +138,12 @@ class RunFolder:
             raise RunError(f"there is no run to go on with at `{self.path}`", hint="begin it without `--resume`")
         return _read_json(self.path / RUN)
 
+    def began_with(self) -> AdaptSettings | None:
+        """Settings of the run that is here; None where there is none that can be read."""
+        with suppress(RunError, LookupError, TypeError):
+            return AdaptSettings.from_dict(self.facts()["settings"])
+        return None
+
     def result(self) -> dict[str, Any] | None:
         """What the run came to; None while it is not finished.
 
@@ -217,12 +224,14 @@ class RunFolder:
         """Give the best weights of the finished run their last name.
 
         Raises:
-            RunError: That cannot be written.
+            RunError: That cannot be written, or they are lost.
         """
         with writing(self.best):
             if self.best_after(epoch).exists():
                 disk.replace(self.best_after(epoch), self.best)
                 disk.sync_folder(self.path)
+        if not self.best.exists():
+            raise RunError(f"the best weights of `{self.path}` are lost", hint="begin again in another folder")
 
     def _bests(self) -> list[Path]:
         return sorted(self.path.glob("best.*.safetensors"))
@@ -321,9 +330,12 @@ class RunFolder:
 
     def lacks_checkpoints(self) -> bool:
         """Whether there are weights that were judged later than any run without a checkpoint gets."""
-        checkpoints = [self.path / name for name in (CHECKPOINT, PREVIOUS)]
         late = [path for path in self._bests() if path not in (self.best_after(0), self.best_after(1))]
-        return bool(late) and not any(os.path.lexists(path) for path in checkpoints)
+        return bool(late) and not self.has_checkpoint()
+
+    def has_checkpoint(self) -> bool:
+        """Whether one was written, be it whole or not."""
+        return any(os.path.lexists(self.path / name) for name in (CHECKPOINT, PREVIOUS))
 
 
 def read_weights(path: Path, manifest_sha256: str) -> dict[str, Array]:

@@ -239,13 +239,22 @@ class FeatureFile:
         except RunError as error:
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from error
 
+    def is_whole(self) -> bool:
+        """Whether all rows are there; they are not looked at.
+
+        Raises:
+            RunError: What is there was made from something else.
+        """
+        there = _is_plain(self.path) and self.path.stat().st_size == self.nbytes
+        return there and self._noted()[0] == self.rows
+
     def read(self) -> Rows:
         """The rows, as float32.
 
         Raises:
             DataError: The file is not whole.
         """
-        if not self.path.exists() or self.path.stat().st_size != self.nbytes or self._noted()[0] != self.rows:
+        if not self.is_whole():
             raise DataError(f"`{self.path}` is not whole", hint="remove it: it is made again")
         if self.features == "float32":
             return FileRows(self.path, 0, (self.rows, *self.row_shape), self._stored_dtype)

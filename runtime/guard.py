@@ -10,6 +10,9 @@ from edgeff.dataset import Dataset, Numbers
 from edgeff.errors import DataError, RunError
 from edgeff.split import activities_in_time, sharing_samples
 
+# Of a row while it is decided on which side it comes: its number, its span, orders and what they are sorted by.
+SPLITTING_BYTES = 60
+
 
 def guard_split(dataset: Dataset, fraction: float) -> tuple[Numbers, Numbers]:
     """Hold out the last part of every label of every recording.

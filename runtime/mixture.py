@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +13,16 @@ from edgeff.checked_rows import check_rows
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
 from edgeff.manifest import Manifest
-from edgeff.rows import JoinedRows, Rows, select_rows
+from edgeff.rows import JoinedRows, Rows, cast_rows, select_rows
 from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.guard import guard_split
 from edgeff.runtime.network import preprocessing_of
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.trainer import TrainingRows
+
+# Rows whose values tell a data set from another with the same labels.
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def prepare_rows(
         check_rows(artifact.manifest, judged_by)
         guard = judged_by
     _check_not_one_class(artifact.manifest, dataset, settings)
-    # Replay rows first: joined rows take the dtype of their first part, and that of replay rows is the model's.
+    dtype = np.dtype(artifact.manifest.input.dtype)
+    guard = replace(guard, x=cast_rows(guard.x, dtype))
     parts: list[Rows] = []
     labels = []
     if settings.replay_fraction:
@@ -69,7 +75,7 @@ def prepare_rows(
             )
         parts, labels = [found[0]], [found[1]]
     replay_rows = sum(len(part) for part in parts)
-    x = JoinedRows((*parts, select_rows(dataset.x, own)))
+    x = JoinedRows((*parts, cast_rows(select_rows(dataset.x, own), dtype)))
     order = MixedOrder(
         own_rows=len(own),
         replay_rows=replay_rows,
@@ -92,3 +98,11 @@ def _check_not_one_class(manifest: Manifest, dataset: Dataset, settings: AdaptSe
         "nothing else",
         hint="give rows of other classes too, or train with replay rows (`--replay-fraction`)",
     )
+
+
+def described(dataset: Dataset) -> dict[str, Any]:
+    """What tells rows from others: their labels, and some of them; all of them would have to be read once more."""
+    labels = hashlib.sha256(dataset.y.tobytes()).hexdigest()
+    some = np.linspace(0, len(dataset) - 1, min(len(dataset), _LOOKED_AT)).astype(np.int64)
+    sample = hashlib.sha256(np.ascontiguousarray(dataset.x[some]).tobytes()).hexdigest()
+    return {"name": dataset.name, "rows": len(dataset), "labels_sha256": labels, "sample_sha256": sample}

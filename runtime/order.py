@@ -47,17 +47,24 @@ class MixedOrder:
             raise RunError(f"the seed must be 0 or more, got `{self.seed}`")
         if not 0 <= self.replay_fraction < 1:
             raise RunError(f"the replay fraction must be from 0 to below 1, got `{self.replay_fraction}`")
+        if self.replay_rows and self.replay_fraction and self.batch_size == 1:
+            raise RunError(
+                "a batch of 1 row has no room for replay rows beside your own",
+                hint="give a larger `--batch-size`, or `--replay-fraction 0`",
+            )
 
     @property
     def replay_per_batch(self) -> int:
-        """Replay rows of a full batch; at least one row of a batch is an own one.
+        """Replay rows of a full batch: at least one, where there are to be any, and at least one row is an own one.
 
         >>> MixedOrder(100, 50, batch_size=8, replay_fraction=0.25, seed=0).replay_per_batch
         2
+        >>> MixedOrder(100, 50, batch_size=8, replay_fraction=0.01, seed=0).replay_per_batch
+        1
         """
-        if not self.replay_rows:
+        if not self.replay_rows or not self.replay_fraction:
             return 0
-        return min(round(self.batch_size * self.replay_fraction), self.batch_size - 1)
+        return min(max(round(self.batch_size * self.replay_fraction), 1), self.batch_size - 1)
 
     @property
     def own_per_batch(self) -> int:
@@ -87,8 +94,8 @@ class MixedOrder:
             yield np.concatenate([self._replay(step, len(parts[batch])), parts[batch] + self.replay_rows])
 
     def _replay(self, step: int, own: int) -> NDArray[np.int64]:
-        """Replay rows for a step (from 0), in the proportion of a full batch."""
-        count = round(self.replay_per_batch * own / self.own_per_batch)
+        """Replay rows for a step (from 0), in the proportion of a full batch, and at least one where that has any."""
+        count = max(round(self.replay_per_batch * own / self.own_per_batch), min(self.replay_per_batch, 1))
         places = step * self.replay_per_batch + np.arange(count)
         chosen = np.empty(count, np.int64)
         for turn in np.unique(places // self.replay_rows) if count else ():

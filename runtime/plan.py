@@ -157,12 +157,20 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
         budget_bytes=request.budget_bytes,
         blocks=blocks,
         phases=(
+            *_splitting(manifest, request),
             Phase("train", training + Bytes(activations=beside(arena, filling, inside))),
             Phase("evaluate", evaluating + Bytes(activations=beside(arena, filling, forward))),
         ),
         arena_bytes=arena,
         epoch_seconds=_updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks))),
     )
+
+
+def _splitting(manifest: Manifest, request: Request) -> Sequence[Phase]:
+    """What comes before all else, where there are rows to split."""
+    if not request.splitting_bytes:
+        return ()
+    return (Phase("split rows", Bytes(rows=request.splitting_bytes, process=process_bytes(manifest, request))),)
 
 
 def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, features: Features) -> Plan:
@@ -207,7 +215,10 @@ def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, feature
         micro_batch=rows,
         budget_bytes=request.budget_bytes,
         blocks=blocks,
-        phases=tuple(Phase(one.name, one.resident + Bytes(activations=arena_cost(arena))) for one in phases),
+        phases=(
+            *_splitting(manifest, request),
+            *(Phase(one.name, one.resident + Bytes(activations=arena_cost(arena))) for one in phases),
+        ),
         features=features,
         disk_bytes=disk,
         epoch_seconds=seconds + disk_seconds(written, read) + _prefix_seconds(manifest, request, rows, features),

@@ -59,7 +59,7 @@ class Phase:
     """A part of the run, and the most that is resident in it.
 
     Attributes:
-        name: `train`, `evaluate`, `train <block>`, `features for <block>`.
+        name: `split rows`, `train`, `evaluate`, `train <block>`, `features for <block>`.
         resident: By kind.
     """
 
@@ -177,6 +177,7 @@ class Request:
         trained: Names of the blocks to train; None for all.
         rows: That an epoch passes over.
         row_bytes: Bytes of rows and labels that stay in memory.
+        splitting_bytes: Bytes of labels and row numbers while the rows are split, before a network is in memory.
         threads: Of the engine; each has a stack in every session.
         features: For `stage`; None for files of float32 where the disk has room, else running blocks again.
         disk_bytes: What files of features may take.
@@ -199,6 +200,7 @@ class Request:
     trained: Collection[str] | None = None
     rows: int = 1
     row_bytes: int = 0
+    splitting_bytes: int = 0
     threads: int = 1
     features: Features | None = None
     disk_bytes: int = 0

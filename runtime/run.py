@@ -55,7 +55,9 @@ class Run:
         self._began = time.perf_counter()
         self._rows_trained, self._seconds = 0, 0.0
         self._judged, self._saved = 0, Position()
-        self._watch = Watch(run.artifact.manifest, run.request, run.meter, run.asked_budget)
+        # The rows are split by now.
+        request = dataclasses.replace(run.request, splitting_bytes=0)
+        self._watch = Watch(run.artifact.manifest, request, run.meter, run.asked_budget)
         self._block_meter = BlockMeter(run.meter) if run.meter else None
         self._rate_factors: dict[str, float] = {}
         self._bound = WriteBound(run.writes_per_hour)
@@ -91,6 +93,8 @@ class Run:
         if (yield from self._look(trainer.settled, position)):
             return "replanned", position
         try:
+            if self._stop():
+                raise Interrupted
             for progress in trainer.epoch(position):
                 yield progress
                 yield from self._tell_placement()
@@ -105,7 +109,7 @@ class Run:
                 if (yield from self._look(trainer.settled, position)):
                     return "replanned", position
         except Interrupted:
-            self._save_sound(trainer.settled(), position)
+            self._save_unsaved(trainer.settled(), position)
             return "stopped", position
         self._check_sound(trainer.settled(), position)
         return_free_memory()  # the graphs are gone: let their place serve the next ones
@@ -216,8 +220,13 @@ class Run:
             self._save_if_allowed(trainer.settled(), position)
 
     def _save_if_allowed(self, network: Network, position: Position) -> None:
-        """Save, unless that would wear out the disk: then the next time."""
-        if self._bound.allows(self._checkpoint_bytes):
+        """Save, unless that would wear out the disk: then the next time. Without a first one nothing can be gone on."""
+        if self._bound.allows(self._checkpoint_bytes) or not self._run.folder.has_checkpoint():
+            self._save_sound(network, position)
+
+    def _save_unsaved(self, network: Network, position: Position) -> None:
+        """Save what there is to lose."""
+        if position != self._saved:
             self._save_sound(network, position)
 
     def _save_sound(self, network: Network, position: Position) -> None:
@@ -267,7 +276,8 @@ class Run:
             "allocator": run.allocator.name if run.allocator else None,
             "rate_factors": dict(self._rate_factors),
             "disk": self._written(),
-            "planned_bytes": run.plan.planned_bytes,
+            "budget_bytes": self._watch.budget_bytes,
+            "planned_bytes": self._plan.planned_bytes,
             "plan": dataclasses.asdict(self._plan),
             "blocks": self._measured_blocks(),
             "measured": _measured(run.meter),

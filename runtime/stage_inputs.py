@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,6 +64,7 @@ class StageInputs:
         warnings = []
         try:
             self._check_room(file)
+            self._find_made(range(1, block), len(x), plan.features)
             for _ in file.fill(self._source(network, x, block, plan), plan.micro_batch):
                 if self._stop():
                     raise Interrupted
@@ -76,6 +77,13 @@ class StageInputs:
             self._made.pop(other, None)
             _remove(self._file(other, len(x), plan.features))
         return warnings
+
+    def _find_made(self, blocks: Iterable[int], rows: int, features: Features) -> None:
+        """Take files of an interrupted run: from what is rounded in them, other features come than from the rows."""
+        for block in blocks:
+            file = self._file(block, rows, features)
+            if block not in self._made and file.is_whole():
+                self._made[block] = file
 
     def of(self, network: Network, x: Rows, block: int, plan: Plan) -> Rows:
         """What goes into a block, after `prepare`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeff.runtime.allocator import return_free_memory
 from edgeff.runtime.events import Event, Finished, Notice
-from edgeff.runtime.mixture import RunRows
+from edgeff.runtime.mixture import RunRows, described
 from edgeff.runtime.network import Network, open_on_disk
 from edgeff.runtime.run import Ended, Run
 from edgeff.runtime.stage_inputs import StageInputs
@@ -109,4 +109,5 @@ class StageRun(Run):
     def _facts(self) -> str:
         """Which rows these are."""
         labels = hashlib.sha256(self._rows.training.y.tobytes()).hexdigest()
-        return f"{self._run.dataset.name} {labels} {len(self._rows.training.y)} {self._run.settings.guard_fraction}"
+        own = described(self._run.dataset)["sample_sha256"]
+        return f"{own} {labels} {len(self._rows.training.y)} {self._run.settings.guard_fraction}"

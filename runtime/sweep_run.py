@@ -43,6 +43,7 @@ class SweepRun(Run):
                 if ended == "done":
                     position = yield from self._end_epoch(trainer.network, position)
                 if ended == "stopped" or (position.epoch <= run.settings.epochs and self._stop()):
+                    self._save_unsaved(trainer.network, position)
                     raise Interrupted
         except Interrupted:
             yield self._stopped()

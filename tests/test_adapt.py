@@ -24,7 +24,7 @@ from edgeff.runtime.checkpoint import RunFolder, read_weights
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.evaluate import evaluate
 from edgeff.runtime.events import Finished, GuardResult, Notice, Stopped
-from edgeff.runtime.guard import best_epoch, guard_split
+from edgeff.runtime.guard import SPLITTING_BYTES, best_epoch, guard_split
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.network import open_network
@@ -483,7 +483,19 @@ def test_a_plan_counts_the_rows_that_stay_in_memory(artifact):
     without = plan(artifact.manifest, Request(budget_bytes=None, batch_size=8))
     request = adaptation_request(artifact.manifest, SETTINGS, 48, budget_bytes=None)
     found = plan(artifact.manifest, request)
-    assert found.planned_bytes - without.planned_bytes == request.row_bytes == 10 * 4 * FEATURES + 24 * 58
+    # Of 58 rows three numbers each, and of the user's 48 the labels, with those of the guard once more.
+    held = 10 * 4 * FEATURES + 24 * 58 + int(8 * 48 * (1 + SETTINGS.guard_fraction))
+    assert found.planned_bytes - without.planned_bytes == request.row_bytes == held
+
+
+def test_a_plan_counts_what_splitting_many_rows_takes(artifact):
+    rows, known = 1_000_000, 40_000_000
+    request = adaptation_request(artifact.manifest, SETTINGS, rows, budget_bytes=None, known_bytes=known)
+    found = plan(artifact.manifest, request)
+    assert found.largest_phase.name == "split rows"
+    assert found.largest_phase.resident.rows == known + SPLITTING_BYTES * rows
+    with pytest.raises(BudgetError):
+        plan(artifact.manifest, replace(request, budget_bytes=found.planned_bytes - 1))
 
 
 def test_a_plan_for_an_unknown_block_is_refused(artifact):

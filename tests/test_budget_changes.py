@@ -228,7 +228,7 @@ def test_a_budget_that_is_raised_again_brings_the_faster_plan_back(
     assert isinstance(events[-1], Finished)
     small, large = (event.plan for event in events if isinstance(event, Replanned))
     # But for the arena: once a budget has changed none is kept.
-    assert large == plan(run.artifact.manifest, replace(run.request, arena=False))
+    assert large == plan(run.artifact.manifest, replace(run.request, arena=False, splitting_bytes=0))
     sizes = [event.micro_batch for event in events if isinstance(event, Progress)]
     assert sizes[:5] == [large.micro_batch] * 2 + [small.micro_batch] * 2 + [large.micro_batch]
     control.unlink()

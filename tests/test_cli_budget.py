@@ -18,6 +18,7 @@ from tiny_artifact import make_rows, write_tiny
 from tiny_run import TinyRun, edgeff
 
 from edgeff.artifact import Artifact
+from edgeff.cli_budget import free_bytes
 from edgeff.errors import EngineError
 from edgeff.runtime import trainer as trainer_module
 from edgeff.units import format_bytes
@@ -56,6 +57,14 @@ def refused(result: Result | CompletedProcess[str], code: int = 1) -> tuple[str,
 
 def in_process(made: Made, out: Path, *more: object) -> Result:
     return edgeff(*arguments(made, out, *more))
+
+
+def test_features_of_the_run_itself_do_not_count_as_taken(tmp_path: Path) -> None:
+    free = free_bytes(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "features.block2.bin").open("wb") as stream:
+        stream.truncate(64 * MIB)  # no blocks of the disk are taken by it
+    assert abs(free_bytes(tmp_path / "run") - free - 32 * MIB) < 16 * MIB
 
 
 # --- what holds nothing -----------------------------------------------------------------------------------------------

@@ -205,6 +205,49 @@ def test_rows_of_one_class_alone_need_replay_rows(tiny: TinyRun, tmp_path: Path)
     assert edgeff(*names, "--out", tmp_path / "taken", "--replay-fraction", 0.5).exit_code == 0
 
 
+def test_a_run_that_one_budget_made_a_stage_is_gone_on_with_as_one_under_a_larger(
+    tiny: TinyRun, tmp_path: Path, run_device: Run
+) -> None:
+    def train(budget: str, *more: str) -> CompletedProcess[str]:
+        command = ("train-on-device", str(tiny.artifact), "--data", str(tiny.own), "--out", str(tmp_path / "run"))
+        settings = ("--epochs", "1", "--threads", "1", "--budget", budget, "--json")
+        return run_device("-m", "edgeff", *command, *settings, *more)
+
+    small = train("1KiB")
+    fits = int(re.findall(r"([\d,]+) bytes", small.stderr)[0].replace(",", ""))
+    assert train(str(fits), "--max-steps", "2").returncode == 75
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["schedule"] == "stage"
+    done = train("64MiB", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schedule"] == "stage"
+
+
+def test_blocks_that_one_budget_froze_stay_frozen_under_a_larger(tiny: TinyRun, tmp_path: Path) -> None:
+    names = ("train-on-device", tiny.artifact, "--data", tiny.own, "--epochs", 1, "--threads", 1, "--allow-freezing")
+    out = tmp_path / "run"
+    sweep = ("--schedule", "sweep", "--prefer", "memory", "--json")
+    assert edgeff(*names, "--out", out, *sweep, "--blocks", "block3,block4", "--max-steps", 2).exit_code == 75
+    gone_on = edgeff(*names, "--out", out, *sweep, "--resume", "--budget", "64MiB")
+    assert gone_on.exit_code == 0, gone_on.stderr
+    trained = {part["block"] for part in json.loads(gone_on.stdout)["plan"]["blocks"] if part["trained"]}
+    assert trained == {"block3", "block4"}
+
+
+def test_a_finished_run_that_is_told_of_once_more_says_the_same(tiny: TinyRun, tmp_path: Path) -> None:
+    first = adapt(tiny, tmp_path / "run", "--json", "--threads", 1)
+    again = adapt(tiny, tmp_path / "run", "--json", "--threads", 1, "--resume")
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+
+
+@pytest.mark.parametrize("option", ["--out", "--data"])
+def test_a_name_that_no_file_can_have_is_one_line(tiny: TinyRun, tmp_path: Path, option: str) -> None:
+    given = {"--out": tmp_path / "run", "--data": tiny.own, option: tmp_path / ("x" * 300)}
+    result = edgeff("train-on-device", tiny.artifact, *(part for pair in given.items() for part in pair))
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(r"^Error: [^\n]+\n\nhint: [^\n]+\n\Z", result.stderr, re.MULTILINE)
+
+
 def test_evaluate_prints_accuracy_by_block(tiny: TinyRun) -> None:
     result = edgeff("evaluate", tiny.artifact, "--data", tiny.own)
     assert result.exit_code == 0

@@ -49,6 +49,21 @@ def test_layers_are_joined_into_blocks(tiny: TinyRun, tmp_path: Path, blocks: st
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--losses", "all"), "--losses is for blocks of several layers: it needs --blocks"),
+        (("--rows-together", 8), "--rows-together is for networks that compare rows; no block of this one does"),
+    ],
+)
+def test_options_that_would_change_nothing_are_wrong_usage(
+    tiny: TinyRun, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    result = edgeff("export", tiny.run, "--out", tmp_path / "artifact", *options)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "artifact").exists()
+
+
 def test_blocks_that_no_prediction_depends_on_are_left_out(tiny: TinyRun, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny.run, run)

@@ -373,12 +373,62 @@ def own_network(file: Path) -> str:
 def test_a_network_of_ones_own_is_pretrained_and_exported(tiny: TinyRun, tmp_path: Path) -> None:
     factory = own_network(tmp_path / "mine.py")
     run, artifact = tmp_path / "run", tmp_path / "artifact"
-    result = edgeff("pretrain", "--model", factory, "--data", tiny.own, "--out", run, *SMALL)
+    result = edgeff("pretrain", "--model", factory, "--data", tiny.own, "--out", run, *SMALL[2:])
     assert result.exit_code == 0, result.output
     (tmp_path / "mine.py").unlink()  # the run has its own copy
     result = edgeff("export", run, "--out", artifact)
     assert result.exit_code == 0, result.output
     assert [block.name for block in open_artifact(artifact).manifest.blocks] == ["block1"]
+
+
+def test_a_model_file_that_was_changed_meanwhile_is_told_of(tiny: TinyRun, tmp_path: Path) -> None:
+    """Its network looks the same, and is trained by another `forward`: half a run would be of either."""
+    given = ("--model", own_network(tmp_path / "mine.py"), "--data", tiny.own, "--out", tmp_path / "run", *SMALL[2:])
+    assert edgeff("pretrain", *given).exit_code == 0
+    assert edgeff("pretrain", *given, "--resume").exit_code == 0
+    with (tmp_path / "mine.py").open("a") as stream:
+        stream.write("nn.ReLU.forward = lambda self, x: 3 * x.tanh()\n")
+    before = torch.nn.ReLU.forward
+    try:
+        assert "its model file differs" in refused("pretrain", *given, "--resume")[0]
+    finally:
+        torch.nn.ReLU.forward = before
+
+
+@pytest.mark.parametrize("option", [("--width", 7), ("--input-shape", "9,9")])
+def test_what_only_presets_heed_is_refused_for_a_model(
+    tiny: TinyRun, tmp_path: Path, option: tuple[str, object]
+) -> None:
+    given = ("--model", own_network(tmp_path / "mine.py"), "--data", tiny.own, "--out", tmp_path / "run")
+    result = edgeff("pretrain", *given, *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for --preset; a model has its own" in result.stderr
+
+
+@pytest.mark.parametrize("rate", [1e30])
+def test_weights_that_diverge_in_the_last_step_are_one_line(tiny: TinyRun, tmp_path: Path, rate: float) -> None:
+    given = (*HAR, "--data", tiny.own, *SMALL, "--batch-size", 1000, "--learning-rate", rate)
+    message, hint = refused("pretrain", *given, "--out", tmp_path / "run")
+    assert re.fullmatch(r"the loss on validation data is (nan|inf) after epoch 1", message.splitlines()[-1])
+    assert hint.startswith("lower the learning rate")
+
+
+def test_an_augmentation_that_does_not_fit_begins_no_run(tiny: TinyRun, tmp_path: Path) -> None:
+    given = (*HAR, "--data", tiny.own, *SMALL, "--out", tmp_path / "run")
+    assert "augmentation `shift` takes rows of shape" in refused("pretrain", *given, "--augment", "shift")[0]
+    assert edgeff("pretrain", *given).exit_code == 0
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seed", 2**64), ("--threads", 10**11)])
+def test_numbers_that_torch_cannot_count_to_are_refused(tiny: TinyRun, tmp_path: Path, option: str, value: int) -> None:
+    message, _ = refused("pretrain", *HAR, "--data", tiny.own, "--out", tmp_path / "run", option, value)
+    assert message.startswith(f"pretraining setting `{option.removeprefix('--')}` must be ")
+
+
+def test_a_network_larger_than_all_memory_is_one_line(tiny: TinyRun, tmp_path: Path) -> None:
+    message, hint = refused("pretrain", *HAR, "--data", tiny.own, "--out", tmp_path / "run", "--width", 1e7)
+    assert message == "the system has not enough memory for this"
+    assert "smaller sizes" in hint
 
 
 def test_a_network_of_ones_own_says_itself_what_it_learns_from(tiny: TinyRun, tmp_path: Path) -> None:
@@ -400,7 +450,7 @@ def test_the_seed_also_draws_the_weights_of_a_network_of_ones_own(tiny: TinyRun,
     def weights(name: str, seed: int, before: int) -> bytes:
         torch.manual_seed(before)  # whatever the process has drawn so far
         state = torch.get_rng_state()
-        result = edgeff("pretrain", *network, "--out", tmp_path / name, *SMALL, "--seed", seed)
+        result = edgeff("pretrain", *network, "--out", tmp_path / name, *SMALL[2:], "--seed", seed)
         assert result.exit_code == 0, result.output
         assert torch.equal(torch.get_rng_state(), state)  # and draws on as if nothing had happened
         return (tmp_path / name / "best.safetensors").read_bytes()
@@ -512,6 +562,14 @@ def test_a_network_of_ones_own_takes_the_place_of_a_recipes(tiny: TinyRun, tmp_p
     assert json.loads((out / "recipe.json").read_text())["source"]["kind"] == "factory"
 
 
+def test_test_data_of_another_dtype_are_refused_before_training(tiny: TinyRun, tmp_path: Path) -> None:
+    arrays = dict(np.load(tiny.own))
+    np.savez(tmp_path / "wrong.npz", **{**arrays, "x": arrays["x"].astype(np.float32)})
+    given = (*HAR, "--data", tiny.own, "--test", tmp_path / "wrong.npz", *SMALL)
+    assert "float32, preprocessing takes" in refused("pretrain", *given, "--out", tmp_path / "run")[0]
+    assert not (tmp_path / "run").exists()
+
+
 def test_test_data_that_do_not_fit_are_refused_before_training(tiny: TinyRun, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.npz"
     np.savez(wrong, x=np.zeros((4, 6, 31), np.int16), y=np.arange(4) % 3)
@@ -519,4 +577,4 @@ def test_test_data_that_do_not_fit_are_refused_before_training(tiny: TinyRun, tm
         "pretrain", "--preset", "har-cnn", "--data", tiny.own, "--test", wrong, "--out", tmp_path / "run", "--epochs", 1
     )
     assert (result.exit_code, (tmp_path / "run").exists()) == (1, False)
-    assert "has rows of (6, 31), preprocessing takes (6, 32)" in result.stderr
+    assert "has rows of (6, 31) int16, preprocessing takes (6, 32) int16" in result.stderr

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from recordings import dataset_of, recordings, samples
 
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
-from edgeff.runtime.guard import best_epoch, guard_split
+from edgeff.runtime.guard import SPLITTING_BYTES, best_epoch, guard_split
 from edgeff.split import activities_in_time
 
 
@@ -70,6 +72,23 @@ def test_a_recording_that_would_leave_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(DataError, match=r"^`test` has 2 rows, too few to hold some out as a guard: ") as caught:
         guard_split(windows([0, 0]), 0.5)
     assert caught.value.hint == "give more rows, or do without by `--guard-fraction 0`"
+
+
+@pytest.mark.parametrize("known", ["", "sequence", "groups", "all"])
+def test_splitting_takes_no_more_than_is_planned_for_it(known: str) -> None:
+    rows = 20_000
+    place = np.arange(rows)
+    given = {
+        "sequence": place // 2 if known in ("sequence", "all") else None,
+        "groups": place // 500 if known in ("groups", "all") else None,
+        "span": np.stack([place, place + 2], axis=1) if known == "all" else None,
+    }
+    dataset = Dataset("many", np.zeros((rows, 1)), np.random.default_rng(0).integers(0, 5, rows), **given)
+    tracemalloc.start()
+    guard_split(dataset, 0.25)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows * SPLITTING_BYTES / 2 < peak < rows * SPLITTING_BYTES * 1.02
 
 
 def test_a_fraction_too_small_for_one_row_is_refused_and_not_taken_for_none() -> None:

@@ -81,6 +81,23 @@ def last_one_moves_the_first(learning: LocalNetwork, x: Tensor, y: Tensor) -> No
         first.mul_(1 + 1e-3 * last.abs().mean())
 
 
+def summed_by_forward_itself(learning: LocalNetwork, x: Tensor, y: Tensor) -> None:
+    """Holds every block's graph until the end, and calls blocks so that their hooks do not run."""
+    total = torch.zeros(())
+    for block in learning.sequence:
+        handover, readings = block.forward(x)
+        total, x = total + block.loss(readings, y, row_weight(y)), handover.detach()
+    step(learning, total)
+
+
+def last_projection_moves_the_first(learning: LocalNetwork, x: Tensor, y: Tensor) -> None:
+    """The influence goes by a matrix that is not learnt."""
+    local_update(learning, x, y)
+    with torch.no_grad():
+        first, last = (learning.sequence[number] for number in (0, 2))
+        next(first.parameters()).mul_(1 + 1e-3 * next(last.buffers()).abs().mean())
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_update_of_pretraining_is_local(dropout: float) -> None:
     found = check_locality(network(dropout))
@@ -100,6 +117,19 @@ def test_summed_losses_over_hand_overs_that_are_not_detached_are_found() -> None
     assert (found.local, found.kind) == (False, "hybrid")
     # Its loss depends on its own weights and those before alone.
     assert last.reached_by == ()
+
+
+def test_blocks_are_watched_however_they_are_called() -> None:
+    found = check_locality(network(), summed_by_forward_itself)
+    assert [bool(block.held) for block in found.blocks] == [False, True, True]
+    assert not found.local
+
+
+def test_an_influence_of_what_a_later_block_does_not_learn_is_found() -> None:
+    fixed = preset("mlp", rule={"projection": "fixed"}, width=0.1)
+    assert check_locality(fixed).local
+    found = check_locality(fixed, last_projection_moves_the_first)
+    assert found.blocks[0].reached_by == (found.blocks[2].name,)
 
 
 def test_graphs_that_are_held_until_the_end_are_found_though_the_result_is_that_of_local_learning() -> None:
@@ -135,7 +165,7 @@ def test_the_network_is_not_changed_nor_the_random_state() -> None:
     check_locality(checked)
     assert all(torch.equal(tensor, before[name]) for name, tensor in checked.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert not any(block._forward_pre_hooks for block in checked.blocks)
+    assert not any("forward" in vars(block) for block in checked.blocks)
 
 
 def test_one_block_of_all_layers_is_called_back_propagation() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeff.errors import RunError
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
 
 
@@ -13,7 +15,7 @@ from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
 @given(
     own_rows=st.integers(1, 60),
     replay_rows=st.integers(1, 20),
-    batch_size=st.integers(1, 17),
+    batch_size=st.integers(2, 17),
     fraction=st.floats(0, 0.99),
     epoch=st.integers(1, 4),
 )
@@ -23,10 +25,23 @@ def test_every_batch_has_replay_rows_in_the_proportion_of_a_full_one(
     order = MixedOrder(own_rows, replay_rows, batch_size, fraction, seed=3)
     assert order.replay_per_batch + order.own_per_batch == batch_size
     assert order.own_per_batch >= 1
-    assert abs(order.replay_per_batch - fraction * batch_size) <= 0.5 or order.own_per_batch == 1
+    assert abs(order.replay_per_batch - fraction * batch_size) <= 0.5 or 1 in (
+        order.own_per_batch,
+        order.replay_per_batch,
+    )
+    assert bool(order.replay_per_batch) == (fraction > 0)
     for batch in order.batches(epoch):
         replay, own = int((batch < replay_rows).sum()), int((batch >= replay_rows).sum())
-        assert abs(replay - own * order.replay_per_batch / order.own_per_batch) <= 0.5
+        assert abs(replay - own * order.replay_per_batch / order.own_per_batch) <= 0.5 or replay == 1
+        assert (replay > 0) == (fraction > 0)
+
+
+def test_a_batch_of_one_row_has_no_room_for_replay_rows() -> None:
+    with pytest.raises(RunError, match="a batch of 1 row has no room for replay rows") as refused:
+        MixedOrder(50, 20, 1, 0.5, seed=0)
+    assert "--replay-fraction 0" in refused.value.hint
+    for order in (MixedOrder(50, 20, 1, 0.0, seed=0), MixedOrder(50, 0, 1, 0.5, seed=0)):
+        assert [len(batch) for batch in order.batches(1)] == [1] * 50
 
 
 @settings(deadline=None)

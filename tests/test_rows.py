@@ -16,6 +16,7 @@ from edgeff.rows import (
     FileRows,
     JoinedRows,
     SelectedRows,
+    cast_rows,
     is_row_dtype,
     row_blocks,
     row_index,
@@ -84,6 +85,27 @@ def test_selected_and_joined_rows_index_like_the_array(
         selected = select_rows(joined, numbers)
         np.testing.assert_array_equal(selected[key], array[numbers][key])
         assert selected.shape == array[numbers].shape
+
+
+@given(case=arrays_and_keys())
+def test_cast_rows_are_the_array_in_another_dtype(case: tuple[np.ndarray, slice | np.ndarray]) -> None:
+    array, key = case
+    rows = cast_rows(array, np.dtype(np.float32))
+    np.testing.assert_array_equal(rows[key], array[key].astype(np.float32))
+    assert (rows[key].dtype, rows.dtype) == (np.float32, np.float32)
+    assert (len(rows), rows.shape) == (len(array), array.shape)
+    assert cast_rows(rows, np.dtype(np.float32)) is rows
+
+
+def test_rows_that_are_joined_or_cast_are_there_twice_only_a_few_at_a_time() -> None:
+    source = np.zeros((400, 2000), np.float64)
+    index = np.arange(300)
+    for rows in (cast_rows(source, np.dtype(np.float32)), JoinedRows((source.astype(np.float32), source))):
+        tracemalloc.start()
+        got = rows[index]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert got.nbytes <= peak < 1.1 * got.nbytes
 
 
 def test_a_selection_of_a_selection_is_one_selection() -> None:

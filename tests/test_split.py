@@ -204,7 +204,7 @@ def test_rows_that_cannot_be_halved_are_refused(rows: int, got: str) -> None:
 def test_every_row_is_in_the_activity_of_its_recording_and_label_in_time_order(dataset: Dataset) -> None:
     assert dataset.sequence is not None
     assert dataset.span is not None
-    parts = activities_in_time(dataset)
+    parts = list(activities_in_time(dataset))
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(dataset)))
     keys = [set(zip(dataset.sequence[rows].tolist(), dataset.y[rows].tolist(), strict=True)) for rows in parts]
     assert all(len(key) == 1 for key in keys)

@@ -181,6 +181,29 @@ def test_a_run_left_at_any_moment_goes_on_as_if_it_had_not_been(make_run: MakeRu
     assert whole.folder.best.read_bytes() == run.folder.best.read_bytes()
 
 
+@pytest.mark.parametrize("features", ["float32", "float16", "uint8"])
+def test_features_that_were_interrupted_go_on_from_the_file_before_not_from_the_rows(
+    make_run: MakeRun, features: str
+) -> None:
+    whole, parts = (make_run(name, features, micro_batch=4) for name in ("whole", "parts"))
+    list(whole.run())
+    begun = parts.folder.path / "features.block3.bin"
+    before = list(parts.run(stop=lambda: "by a test" if begun.exists() else ""))
+    assert isinstance(before[-1], Stopped)
+    assert 0 < begun.stat().st_size < (parts.folder.path / "features.block2.bin").stat().st_size
+    assert isinstance(list(parts.run(resume=True))[-1], Finished)
+    assert whole.folder.best.read_bytes() == parts.folder.best.read_bytes()
+
+
+def test_features_are_known_again_where_the_rows_have_another_name(make_run: MakeRun) -> None:
+    run = make_run("run", "float32")
+    for event in run.run():
+        if isinstance(event, Progress) and event.position.stage == 1:
+            break
+    moved = replace(run, dataset=replace(run.dataset, name="elsewhere/rows.npz"))
+    assert isinstance(list(moved.run(resume=True))[-1], Finished)
+
+
 @pytest.mark.parametrize(("features", "tolerance"), [("float16", 2e-3), ("uint8", 0.1)])
 def test_smaller_features_give_nearly_the_same(make_run: MakeRun, features: str, tolerance: float) -> None:
     exact, rounded = make_run("exact", "float32"), make_run(features, features)

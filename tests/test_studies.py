@@ -68,6 +68,8 @@ def test_a_comparison_has_a_row_for_every_method_and_says_how_far_apart_they_are
     ahead = 100 * (float(local["test_accuracy"]) - float(whole["test_accuracy"]))
     side = "ahead of" if ahead > 0 else "behind"
     assert f"{abs(ahead):.2f} points {side} back-propagation;" in result.stdout
+    best = max(rows[:2], key=lambda row: float(row["validation_accuracy"]))["method"]
+    assert f"The best local objective on validation data is {best}." in result.stdout
     ElementTree.parse(out / "compare-tiny.svg")
     assert (
         (out / "compare-tiny.md").read_text().startswith("# Local learning and back-propagation on tiny\n\n| recipe |")
@@ -127,7 +129,7 @@ def test_recipes_that_differ_in_batch_norm_are_not_compared(recipe: Path, tmp_pa
     other.write_text(recipe.read_text() + "batch_norm = true\n")
     result = edgeff("study", "compare", "--recipe", recipe, "--recipe", other, "--out", tmp_path / "out", *ONCE)
     assert result.exit_code == 1
-    assert "of recipes `other` and `tiny` only one trains with batch norm" in result.stderr
+    assert "recipes `other` and `tiny` differ in batch_norm" in result.stderr
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -222,7 +224,23 @@ def test_recipes_of_other_data_are_not_compared(recipe: Path, tmp_path: Path) ->
     other = tmp_path / "other.toml"
     other.write_text(recipe.read_text().replace("train.npz", "own.npz"))
     result = edgeff("study", "compare", "--recipe", recipe, "--recipe", other, "--out", tmp_path / "out", *ONCE)
-    assert (result.exit_code, "recipe `other` is of other data than `tiny`" in result.stderr) == (1, True)
+    assert (result.exit_code, "recipes `other` and `tiny` differ in data" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "named"),
+    [
+        ("width = 0.25", "width = 0.5", "width"),
+        ("epochs = 2", "epochs = 3\nweight_decay = 0.5", "epochs, weight_decay"),
+    ],
+)
+def test_recipes_of_another_network_or_training_are_not_compared(
+    recipe: Path, tmp_path: Path, was: str, becomes: str, named: str
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.read_text().replace(was, becomes))
+    result = edgeff("study", "compare", "--recipe", recipe, "--recipe", other, "--out", tmp_path / "out", *ONCE)
+    assert (result.exit_code, f"differ in {named}" in result.stderr) == (1, True)
 
 
 def test_back_propagation_takes_no_relation_from_a_recipe(recipe: Path, tmp_path: Path) -> None:

@@ -21,13 +21,15 @@ from edgeff.studies.training import Outcome, StudySettings, mean, mean_rate, ove
 
 _GLOBAL: tuple[Mode, ...] = ("bp-deepsup", "bp")
 _SCHEDULES: tuple[Schedule, ...] = ("sweep", "stage")
+# Settings that say how blocks are made and what they compare.
+_OF_THE_RULE = ("layers", "losses", "micro_batch")
 
 
 def compare(settings: StudySettings) -> Findings:
     """Each recipe's local learning, and back-propagation with and without deep supervision on the first one's backbone.
 
     Raises:
-        ModelError: No recipe is given, or one of other data, or of several some train with batch norm.
+        ModelError: No recipe is given, or some differ by more than their blocks and what these learn from.
     """
     if not settings.recipes:
         raise ModelError("study `compare` needs a recipe", hint="for example `--recipe hapt-cpu`")
@@ -48,16 +50,31 @@ def _rows(recipes: list[Recipe], settings: StudySettings) -> Iterator[Row]:
     jobs: dict[str, tuple[str, PretrainJob]] = {}
     for recipe in recipes:
         job, name = PretrainJob.of_recipe(recipe), local_name(recipe)
-        if (job.data, job.test) != (first.data, first.test):
-            raise ModelError(f"recipe `{recipe.name}` is of other data than `{recipes[0].name}`")
-        if job.settings.batch_norm != first.settings.batch_norm:
-            raise ModelError(f"of recipes `{recipe.name}` and `{recipes[0].name}` only one trains with batch norm")
+        _check_comparable(recipe.name, job, recipes[0].name, first)
         jobs[f"{name} ({recipe.name})" if name in jobs else name] = (recipe.name, job)
     for mode in _GLOBAL:
         jobs[mode] = (recipes[0].name, global_job(first, mode))
     for method, (source, job) in jobs.items():
         outcomes = over_seeds(job, run_name(source, method), settings)
         yield _row(source, method, outcomes, prepare(job, data_dir=settings.data_dir))
+
+
+def _check_comparable(name: str, job: PretrainJob, first_name: str, first: PretrainJob) -> None:
+    """Refuse a recipe whose accuracy would differ from the first one's for other reasons than how it learns."""
+    own, others = _in_common(job), _in_common(first)
+    differing = [key for key in own if own[key] != others[key]]
+    if differing:
+        raise ModelError(
+            f"recipes `{name}` and `{first_name}` differ in {', '.join(differing)}",
+            hint="compare recipes that differ in their blocks and in what these learn from, and in nothing else",
+        )
+
+
+def _in_common(job: PretrainJob) -> dict[str, object]:
+    """What has to be the same in all that is compared, by a name for people."""
+    settings = {key: value for key, value in job.settings.as_dict().items() if key not in _OF_THE_RULE}
+    names = ("data", "test", "validation", "preset", "width", "input_shape")
+    return {**{name: getattr(job, name) for name in names}, **settings}
 
 
 def global_job(job: PretrainJob, mode: Mode) -> PretrainJob:
@@ -85,6 +102,7 @@ def _row(recipe: str, method: str, outcomes: list[Outcome], prepared: Prepared) 
         "seeds": len(outcomes),
         "test_accuracy": mean(tests),
         "spread": spread(tests),
+        "validation_accuracy": mean([one.validation_accuracy for one in outcomes]),
         "last_readout": mean([one.readout_accuracy[-1] for one in outcomes]),
         "parameters": outcomes[0].parameters,
         "planned_bytes": planned["sweep"],
@@ -110,9 +128,11 @@ def training_bytes(prepared: Prepared) -> dict[Schedule, int]:
 
 
 def _paragraph(rows: list[Row]) -> str:
-    by_method = {str(row["method"]): number(row, "test_accuracy") for row in rows}
+    by_method, validated = (
+        {str(row["method"]): number(row, key) for row in rows} for key in ("test_accuracy", "validation_accuracy")
+    )
     local = {method: accuracy for method, accuracy in by_method.items() if method not in _GLOBAL}
-    best = max(local, key=lambda method: local[method])
+    best = max(local, key=lambda method: validated[method])
     said = [
         f"{method} is at {100 * accuracy:.2f} %, {points(accuracy - by_method['bp-deepsup'])} back-propagation with "
         f"deep supervision and {points(accuracy - by_method['bp'])} back-propagation"
@@ -120,6 +140,6 @@ def _paragraph(rows: list[Row]) -> str:
     ]
     seeds = rows[0]["seeds"]
     return (
-        f"Test accuracy, mean of {seeds} seed{'s' * (seeds != 1)}: {'; '.join(said)}. The best local objective is "
-        f"{best}. Nothing was chosen on test data, which each run looked at once."
+        f"Test accuracy, mean of {seeds} seed{'s' * (seeds != 1)}: {'; '.join(said)}. The best local objective on "
+        f"validation data is {best}. Nothing was chosen on test data, which each run looked at once."
     )
