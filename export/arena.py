@@ -19,8 +19,9 @@ from edgeff.manifest import Line
 
 # Pieces begin at multiples of this (onnxruntime's `BFCArena::kMinAllocationSize`).
 GRAIN = 256
-# Micro-batches at which tensors are placed; between two of them the pieces fit in the same way.
-ROWS = tuple(2**power for power in range(8))
+# Micro-batches at which tensors are placed: one or two rows less may need a longer stretch. Between two of them pieces
+# fit in much the same way.
+ROWS = tuple(sorted({2**power - less for power in range(8) for less in (0, 1, 2) if 2**power > less}))
 # For `apply`, which goes over this many numbers in a run, or what is left of them.
 UPDATED_NUMBERS = (1024, 64 * 1024)
 _ENDLESS = 2**62
@@ -30,7 +31,7 @@ _INEXACT = 1 / 16
 
 
 def arena_line(model: onnx.ModelProto, rows: Sequence[int] = ROWS) -> Line:
-    """A line in the micro-batch that is long enough at every one of `rows`, and at those of them that are fewer.
+    """A line in the micro-batch that is long enough at every one of `rows` and for those of them that are fewer.
 
     Args:
         model: With `value_info` for its inner tensors, nodes in the order of its file.
