@@ -79,8 +79,10 @@ def _memory_level(version: int, folder: Path) -> MemoryLimit | None:
         1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         2: ("memory.max", "memory.current", "inactive_file"),
     }[version]
-    limit_bytes = _number(read_text(folder / limit_file))
-    if limit_bytes is None or limit_bytes >= _NO_LIMIT_BYTES:
+    # Above `memory.high` a process is not refused memory, but slowed down until it does not go on.
+    limits = [_number(read_text(folder / name)) for name in (limit_file, *(("memory.high",) if version == 2 else ()))]
+    limit_bytes = min((limit for limit in limits if limit is not None), default=_NO_LIMIT_BYTES)
+    if limit_bytes >= _NO_LIMIT_BYTES:
         return None
     used_bytes = _number(read_text(folder / used_file)) or 0
     return MemoryLimit(limit_bytes, max(used_bytes - _droppable_bytes(folder, cache_key), 0))

@@ -193,10 +193,11 @@ def open_artifact(path: Path, trusted: Collection[bytes] = ()) -> Artifact:
         require_signature(path, hashlib.sha256(data).hexdigest(), trusted)
     manifest = _manifest_of(path, MANIFEST_FILE, data)
     check_listing(path, sizes, manifest.files)
-    check_hashes(path, container, manifest.files)
-    check_onnx_files(container, manifest)
-    check_weights(container, manifest)
-    check_replay(container, manifest)
+    with container.at_once() as opened:
+        check_hashes(path, opened, manifest.files)
+        check_onnx_files(opened, manifest)
+        check_weights(opened, manifest)
+        check_replay(opened, manifest)
     return Artifact(path, manifest, hashlib.sha256(data).hexdigest(), container)
 
 

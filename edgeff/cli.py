@@ -5,7 +5,6 @@ A command's module is imported when the command runs, so that `edgeff --help` is
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from collections.abc import Mapping
@@ -69,10 +68,11 @@ class LazyGroup(click.Group):
             click.echo(f"Error: the system has not enough memory for this\n\nhint: {hint}", err=True)
             sys.exit(1)
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.filename is None:
                 raise
-            name = f"{str(error.filename)[:40]}..."
-            click.echo(f"Error: no file can have a name as long as `{name}`\n\nhint: give a shorter one", err=True)
+            name = str(error.filename)
+            shown = name if len(name) < _LONG_NAME else f"{name[:_LONG_NAME]}..."
+            click.echo(f"Error: `{shown}`: {error.strerror}\n\nhint: check the path and its rights", err=True)
             sys.exit(1)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
@@ -89,6 +89,8 @@ def _lacks_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
+# Letters of a path that is shown whole.
+_LONG_NAME = 200
 _EXTRAS = {"torch": "workstation", "onnx": "workstation", "onnxruntime": "device", "cryptography": "signing"}
 
 

@@ -150,9 +150,12 @@ def budget_over_floor(asked: int | None, device_name: str | None, floor_bytes: i
     if device_name is not None:
         profile = load_profile(device_name)
         require_trainable(profile)
-        if profile.app_ram is None or profile.as_found:
-            profile = fill_in(profile, detect())
-        has = default_budget_bytes(profile, floor_bytes)
+        if profile.as_found:
+            machine = detect()
+            filled = fill_in(profile, machine)
+            has = machine_budget_bytes(filled, machine, floor_bytes, resident_bytes=floor_bytes)
+        else:
+            has = default_budget_bytes(profile, floor_bytes)
         if asked is not None and asked > has:
             raise BudgetError(
                 f"a budget of {format_bytes(asked)} exceeds that of `{profile.id}`: {format_bytes(has)} over the floor",

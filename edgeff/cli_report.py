@@ -13,6 +13,7 @@ from edgeff.cli_progress import ProgressLine
 from edgeff.devices import DeviceProfile, default_budget_bytes
 from edgeff.errors import DeviceError, RunError
 from edgeff.manifest import Manifest
+from edgeff.plain_file import open_plain
 from edgeff.report import Device, Measured, MethodRow, Report, build_report, measured_report
 
 if TYPE_CHECKING:
@@ -140,8 +141,13 @@ def check_report_file(path: Path) -> None:
         raise RunError(f"cannot write `{path}`: it is a folder", hint="name a file, for example `--html report.html`")
     if not os.access(folder, os.W_OK):
         raise RunError(f"cannot write `{path}`: permission denied", hint="choose another folder or change its rights")
-    if path.exists() and not path.read_bytes()[: len(DOCTYPE)].startswith(DOCTYPE):
+    if path.exists() and not _begins(path).startswith(DOCTYPE):
         raise RunError(f"`{path}` exists and is not an HTML file", hint="give `--html` another name")
+
+
+def _begins(path: Path) -> bytes:
+    with open_plain(path) as stream:
+        return stream.read(len(DOCTYPE))
 
 
 def device_of(profile: DeviceProfile) -> Device:

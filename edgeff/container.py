@@ -12,14 +12,14 @@ import stat
 import struct
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
 from edgeff.atomic import error_text
 from edgeff.errors import ArtifactError
-from edgeff.json_node import is_contained_path, shown
+from edgeff.json_node import MAX_PATH_PARTS, is_contained_path, shown
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -44,6 +44,9 @@ _ZIP_HINT = "make it with `edgeff export --out NAME.zip`, or pack the folder's f
 
 class Container(Protocol):
     """Files by their path inside the artifact."""
+
+    def at_once(self) -> AbstractContextManager[Container]:
+        """The same, for reading many files: what tells where they are is read once."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file there is.
@@ -76,6 +79,10 @@ class Folder:
 
     path: Path
 
+    def at_once(self) -> AbstractContextManager[Container]:
+        """Itself: a file is found by its path."""
+        return nullcontext(self)
+
     def sizes(self) -> dict[str, int]:
         """Bytes of every file under the folder; links and special files are refused."""
         try:
@@ -91,6 +98,8 @@ class Folder:
                     f"`{self.path}` holds the link {shown(file)}", hint="an artifact holds files, not links to files"
                 )
             if entry.is_dir():
+                if prefix.count("/") >= MAX_PATH_PARTS:
+                    raise ArtifactError(f"`{self.path}` has folders inside folders too deep", hint=_COPY_HINT)
                 yield from self._walk(folder / entry.name, f"{file}/")
             elif entry.is_file():
                 yield file, entry.stat().st_size
@@ -124,6 +133,12 @@ class Zip:
     """An artifact as one zip whose members are stored as they are."""
 
     path: Path
+
+    @contextmanager
+    def at_once(self) -> Iterator[Container]:
+        """With its directory read once, not for every member anew."""
+        with self._reading() as archive:
+            yield _OpenZip(self.path, archive)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every member; whatever is not a plain stored file is refused."""
@@ -179,6 +194,20 @@ class Zip:
             yield
         except _DAMAGED as error:
             raise ArtifactError(f"`{self.path}` is a damaged zip: {error}", hint=_COPY_HINT) from error
+
+
+@dataclass(frozen=True)
+class _OpenZip(Zip):
+    """A zip whose directory has been read."""
+
+    archive: zipfile.ZipFile
+
+    @contextmanager
+    def _reading(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            yield self.archive
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
 
 
 def is_zip(path: Path) -> bool:

@@ -274,17 +274,21 @@ def blocks_table(rows: Sequence[MethodRow]) -> str:
     return table(header, found) if found else ""
 
 
+# From here on seconds have three digits.
+_LONG = 99.5
+
+
 def seconds_text(seconds: float) -> str:
     """Seconds with two significant digits.
 
-    >>> seconds_text(0.01234), seconds_text(3.456), seconds_text(0.00004)
-    ('12 ms', '3.5 s', '0.04 ms')
+    >>> seconds_text(0.01234), seconds_text(3.456), seconds_text(99.6), seconds_text(0.00004)
+    ('12 ms', '3.5 s', '100 s', '0.04 ms')
     """
-    return f"{seconds:.2g} s" if seconds >= 0.9995 and seconds < 100 else _long_or_short(seconds)
+    return f"{seconds:.2g} s" if 0.9995 <= seconds < _LONG else _long_or_short(seconds)
 
 
 def _long_or_short(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds >= 100 else f"{float(f'{1e3 * seconds:.2g}'):g} ms"
+    return f"{seconds:.0f} s" if seconds >= _LONG else f"{float(f'{1e3 * seconds:.2g}'):g} ms"
 
 
 def _estimate(device: Device, size: int) -> str:

@@ -91,6 +91,8 @@ def write_new_key(private: Path) -> Path:
     Raises:
         SignatureError: A file of that name exists, or cannot be written.
     """
+    if not private.name:
+        raise SignatureError(f"`{private}` is no name for a file", hint="write for example `--new-key me.pem`")
     public = public_path(private)
     for path in (private, public):
         if os.path.lexists(path):

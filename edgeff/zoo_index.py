@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from edgeff.atomic import atomic_file
 from edgeff.errors import ArtifactError, did_you_mean
 
 FOLDER = Path(__file__).parent / "zoo"
@@ -95,14 +97,12 @@ def copy_model(model: ZooModel, out: Path) -> None:
     """Write a network's artifact to a place of one's own: a `.zip` file.
 
     Raises:
-        ArtifactError: The place is taken, its name does not end in `.zip`, or it cannot be written.
+        ArtifactError: The place is taken, or its name does not end in `.zip`.
+        RunError: It cannot be written.
     """
     if out.suffix != ".zip":
         raise ArtifactError(f"`{out}` is no name for a zip file", hint=f"write for example `--out {model.name}.zip`")
-    try:
-        with out.open("xb") as target, model.path.open("rb") as source:
-            shutil.copyfileobj(source, target)
-    except FileExistsError as error:
-        raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place") from error
-    except OSError as error:
-        raise ArtifactError(f"`{out}` cannot be written: {error.strerror or error}", hint="check the path") from error
+    if os.path.lexists(out):
+        raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place")
+    with atomic_file(out) as target, model.path.open("rb") as source:
+        shutil.copyfileobj(source, target)

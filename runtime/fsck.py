@@ -75,6 +75,7 @@ class _Findings:
     facts: dict[str, Any] | None = None
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     bests: dict[str, int] = field(default_factory=dict)
+    blocks: set[str] = field(default_factory=set)
     finished: bool = False
 
 
@@ -94,19 +95,27 @@ def examine(path: Path) -> RunState:
     in_use = is_locked(path / RUN)
     # What it began with comes first: all others must be of the same artifact.
     names = sorted(path.iterdir(), key=lambda one: (one.name != RUN, one.name))
-    files = tuple(sorted((_look(folder, one, found) for one in names), key=lambda file: file.name))
+    looked_at = [_look(folder, one, found) for one in names]
+    # Of a run that goes on meanwhile some come and go.
+    files = tuple(sorted((file for file in looked_at if file is not None), key=lambda file: file.name))
     following, source, why = _next(folder, found)
     position = found.checkpoints[source].position if source else None
     return RunState(path, files, following, position, source, in_use, why)
 
 
-def _look(folder: RunFolder, path: Path, found: _Findings) -> FileState:
-    size = path.lstat().st_size
+def _look(folder: RunFolder, path: Path, found: _Findings) -> FileState | None:
+    """What a file is; None where it is gone by now."""
+    try:
+        size = path.lstat().st_size
+    except FileNotFoundError:
+        return None
     try:
         if path.is_symlink() or not path.is_file():
             raise RunError(f"`{path}` is no file")
         state, note = _state(folder, path, found)
     except EdgeffError as error:
+        if not os.path.lexists(path):
+            return None
         state, note = "damaged", str(error)
     return FileState(path.name, size, state, note)
 
@@ -135,6 +144,7 @@ def _state(folder: RunFolder, path: Path, found: _Findings) -> tuple[State, str]
 
 def _weights_note(name: str, facts: Mapping[str, Any], found: _Findings) -> str:
     if name.startswith("block."):
+        found.blocks.add(name)
         return "a finished block"
     epoch = facts.get("epoch")
     if type(epoch) is int:
@@ -167,6 +177,8 @@ def _next(folder: RunFolder, found: _Findings) -> tuple[Next, str, str]:
         return "lost", "", "no checkpoint is whole"
     if found.checkpoints[newest].best not in found.bests.values():
         return "lost", "", "the best weights so far are missing or damaged"
+    if len(found.blocks) < found.checkpoints[newest].position.stage:
+        return "lost", "", "a block that is finished is missing or damaged"
     return "goes on", newest, ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,9 @@ def _adapted(
     with tempfile.TemporaryDirectory() as parent:
         folder = RunFolder(Path(parent, "run"))
         dataset = Dataset("random rows", x, y)
-        run = Adaptation(artifact, dataset, settings, request, plan, engine, folder, meter, allocator)
+        # To the end, whatever it takes: that a plan was too low is what is to be found out.
+        free = replace(request, budget_bytes=None)
+        run = Adaptation(artifact, dataset, settings, free, plan, engine, folder, meter, allocator)
         for event in run.run():
             if isinstance(event, Progress):
                 seconds.setdefault(event.position.stage, []).append(event.seconds)

@@ -36,6 +36,8 @@ class StageRun(Run):
         yield from (Notice(text) for text in warnings)
         self._restore(loaded)
         position = loaded.position if loaded else Position()
+        for block in self._blocks[: position.stage]:
+            self._files.require(run.artifact.manifest.blocks[block])
         inputs = StageInputs(run.folder.path, run.artifact, self._files, self._facts(), self._stop)
         try:
             if loaded:

@@ -74,6 +74,18 @@ class BlockFiles:
         else:
             self.artifact.fill(memory.weights())
 
+    def require(self, block: BlockSpec) -> None:
+        """Check that the file of a block that is finished is there, whole.
+
+        Raises:
+            RunError: It is not: the weights that the artifact came with must not be taken for it.
+        """
+        try:
+            self._check(self.path(block))
+        except RunError as error:
+            hint = "begin again in another folder; check the disk"
+            raise RunError(f"what block `{block.name}` had learnt is lost: {error}", hint=hint) from error
+
     def write(self, memory: BlockMemory) -> None:
         """Keep the weights of a block that is finished.
 

@@ -389,6 +389,27 @@ def test_m37_a_linked_folder_is_refused(tmp_path):
     assert refusal(open_artifact, out) == f'`{out}` holds the link `"blocks"`'
 
 
+def test_m36_folders_deeper_than_any_listed_file_are_refused(tmp_path):
+    out = written(tmp_path)
+    os.makedirs(out / "blocks" / "/".join("d" * 40))
+    assert refusal(open_artifact, out) == f"`{out}` has folders inside folders too deep"
+
+
+def test_the_directory_of_a_zip_is_read_no_oftener_for_many_files(tmp_path, monkeypatch):
+    """Else a small file of a few thousand members would keep its reader busy for hours."""
+    many = {f"more/{number}": b"" for number in range(300)}
+    empty = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    members = dict(members_of(written(tmp_path)))
+    root = json.loads(members["manifest.json"])
+    root["files"] |= dict.fromkeys(many, empty)
+    path = pack(tmp_path / "many.zip", [*(members | {"manifest.json": json.dumps(root).encode()} | many).items()])
+    read = []
+    real = zipfile.ZipFile._RealGetContents
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", lambda archive: read.append(1) or real(archive))
+    open_artifact(path)
+    assert len(read) < 6
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_m37_a_special_file_is_refused_and_never_opened(tmp_path):
     out = written(tmp_path)

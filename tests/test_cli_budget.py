@@ -18,7 +18,8 @@ from tiny_artifact import make_rows, write_tiny
 from tiny_run import TinyRun, edgeff
 
 from edgeff.artifact import Artifact
-from edgeff.cli_budget import free_bytes
+from edgeff.cli_budget import budget_over_floor, free_bytes
+from edgeff.devices import DetectedMachine
 from edgeff.errors import EngineError
 from edgeff.runtime import trainer as trainer_module
 from edgeff.units import format_bytes
@@ -57,6 +58,16 @@ def refused(result: Result | CompletedProcess[str], code: int = 1) -> tuple[str,
 
 def in_process(made: Made, out: Path, *more: object) -> Result:
     return edgeff(*arguments(made, out, *more))
+
+
+def test_the_floor_is_taken_off_once_from_what_a_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is available lacks this process already, whether its profile is named or found."""
+    machine = DetectedMachine(
+        "Linux", "x86_64", cores=2, cpu="Some CPU", ram_bytes=200 * MIB, mem_available_bytes=100 * MIB
+    )
+    monkeypatch.setattr("edgeff.devices.detect", lambda: machine)
+    named, found = (budget_over_floor(None, name, 60 * MIB) for name in ("generic-x86-2core", None))
+    assert named == found == 160 * MIB * 70 // 100 - 60 * MIB
 
 
 def test_features_of_the_run_itself_do_not_count_as_taken(tmp_path: Path) -> None:

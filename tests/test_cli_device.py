@@ -1,5 +1,6 @@
 """Commands that run on the device: what they print, and what their options do."""
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -93,6 +94,16 @@ def test_the_budget_of_a_device_is_its_app_ram_less_the_floor(tiny: TinyRun, tmp
     assert found["budget_bytes"] == 6_800_000_000 - found["floor_bytes"]
     found = json.loads(adapt(tiny, tmp_path / "b", "--device", "pi4-8gb", "--budget", "96MiB", "--json").stdout)
     assert found["budget_bytes"] == 96 << 20
+
+
+def test_what_may_not_be_read_is_one_line(tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/locked/artifact")
+
+    monkeypatch.setattr("edgeff.cli_train.open_artifact", denied)  # as root nothing is denied
+    result = edgeff("train-on-device", tiny.artifact, "--data", tiny.own, "--out", tmp_path / "run")
+    expected = "Error: `/locked/artifact`: Permission denied\n\nhint: check the path and its rights\n"
+    assert (result.exit_code, result.stderr) == (1, expected)
 
 
 def test_only_the_named_blocks_are_trained(tiny: TinyRun, tmp_path: Path) -> None:

@@ -182,6 +182,14 @@ def test_the_level_that_leaves_the_least_holds(root: Root) -> None:
     assert limits(root(files)) == (1000, 950)
 
 
+def test_where_a_process_is_slowed_down_is_a_limit_too(root: Root) -> None:
+    files = {"proc/self/cgroup": V2, f"{GROUP}/memory.max": "max", f"{GROUP}/memory.current": "60"}
+    assert limits(root(files | {f"{GROUP}/memory.high": "128"})) == (128, 60)
+    files |= {f"{GROUP}/memory.max": "100"}
+    assert limits(root(files | {f"{GROUP}/memory.high": "128"})) == (100, 60)
+    assert limits(root(files | {f"{GROUP}/memory.high": "max"})) == (100, 60)
+
+
 def test_max_is_no_limit(root: Root) -> None:
     assert limits(root({"proc/self/cgroup": V2, f"{GROUP}/memory.max": "max\n"})) == (None, None)
 

@@ -13,6 +13,7 @@ from tiny_run import TinyRun, edgeff
 
 from edgeff.errors import RunError
 from edgeff.lock import locked
+from edgeff.runtime import fsck as fsck_module
 from edgeff.runtime.fsck import examine
 
 
@@ -75,6 +76,35 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_finished_block_that_is_lost_is_told_of_and_not_replaced_by_what_the_artifact_has(
+    tiny: TinyRun, copy, spoil
+) -> None:
+    run = copy("stage")
+    spoil(run / "block.block1.safetensors")
+    result = edgeff("fsck", run)
+    assert "a block that is finished is missing or damaged" in result.stdout + result.stderr
+    resumed = train(tiny, run, "--schedule", "stage", "--features", "float32", "--resume")
+    assert resumed.exit_code == 1
+    assert "what block `block1` had learnt is lost" in resumed.stderr
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_no_damage(copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copy("sweep")
+    gone = run / "features.block1.bin"
+    gone.touch()
+    look = fsck_module._state
+
+    def racing(folder: object, path: Path, found: object) -> object:
+        gone.unlink(missing_ok=True)
+        return look(folder, path, found)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fsck_module, "_state", racing)
+    found = examine(run)
+    assert "features.block1.bin" not in {file.name for file in found.files}
+    assert not found.damaged
 
 
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_gone_on_from(tiny: TinyRun, copy) -> None:

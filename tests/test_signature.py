@@ -341,6 +341,10 @@ def test_a_key_is_made_by_a_command(tmp_path: Path) -> None:
     assert found == {"private_key": f"{tmp_path}/you.pem", "public_key": f"{tmp_path}/you.pub.pem"}
 
 
+def test_a_key_without_a_name_is_refused() -> None:
+    assert refused(edgeff("sign", "--new-key", "."))[0] == "`.` is no name for a file"
+
+
 @pytest.mark.parametrize(
     "arguments", [(), ("a",), ("--key", "k"), ("a", "--new-key", "k"), ("--key", "k", "--new-key", "k")]
 )

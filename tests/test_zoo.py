@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from tiny_run import edgeff
@@ -54,6 +56,17 @@ def test_a_network_is_told_of_and_copied(tmp_path: Path) -> None:
     assert (again.exit_code, again.stderr.splitlines()[0]) == (1, f"Error: `{out}` exists already")
 
 
+def test_a_copy_that_is_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: BinaryIO, target: BinaryIO) -> None:
+        target.write(source.read(1000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgeff.zoo_index.shutil.copyfileobj", full)
+    result = edgeff("zoo", NAMES[0], "--out", tmp_path / "mine.zip")
+    assert (result.exit_code, "no space left on device" in result.stderr.lower()) == (1, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:
     unknown = edgeff("zoo", NAMES[0][:-1])
     assert unknown.exit_code == 1
@@ -61,7 +74,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:
     folder = edgeff("zoo", NAMES[0], "--out", tmp_path / "mine")
     assert (folder.exit_code, "is no name for a zip file" in folder.stderr) == (1, True)
     nowhere = edgeff("zoo", NAMES[0], "--out", tmp_path / "no" / "mine.zip")
-    assert (nowhere.exit_code, "cannot be written: No such file or directory" in nowhere.stderr) == (1, True)
+    assert (nowhere.exit_code, "no such file or directory" in nowhere.stderr) == (1, True)
     assert edgeff("zoo", "--out", tmp_path / "mine.zip").exit_code == 2
 
 

@@ -1,0 +1,42 @@
+"""Measuring a method on random rows: to the end, whatever it takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from tiny_artifact import write_tiny
+
+# Plans without what a process takes are too low; their own bytes are then the budget.
+MEASURED_WITH_A_PLAN_THAT_IS_TOO_LOW = """
+import dataclasses, json, sys
+from pathlib import Path
+import edgeff.runtime.plan as plan_module
+plan_module.PROCESS_BYTES = 0
+from edgeff.artifact import open_artifact
+from edgeff.runtime.measured_run import measure_here
+from edgeff.runtime.methods import plan_trained
+from edgeff.runtime.plan_parts import Request
+from edgeff.runtime.start import start
+
+engine, meter, allocator = start(1)
+path = Path(sys.argv[1])
+request = Request(batch_size=8, rows=24, row_bytes=24 * 24, disk_bytes=2**40, micro_batch=8)
+needed = plan_trained(open_artifact(path).manifest, "sweep", request).planned_bytes
+request = dataclasses.replace(request, budget_bytes=needed)
+found = measure_here(path, "sweep", request, engine=engine, meter=meter, allocator=allocator)
+print(json.dumps([found.training_bytes, needed]))
+"""
+
+
+def test_a_plan_that_is_too_low_is_measured_all_the_same(
+    tmp_path: Path, run_device: Callable[..., CompletedProcess[str]]
+) -> None:
+    """Ended as a run that takes more than its budget, nobody would learn by how much."""
+    artifact = write_tiny(tmp_path / "tiny")
+    done = run_device("-c", MEASURED_WITH_A_PLAN_THAT_IS_TOO_LOW, str(artifact.path))
+    assert done.returncode == 0, done.stderr
+    measured, budget = json.loads(done.stdout)
+    assert measured > budget
