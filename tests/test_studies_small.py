@@ -203,7 +203,7 @@ def test_a_local_update_on_torch_is_that_of_the_blocks_one_by_one(monkeypatch: p
     from edgeff.pretrain_settings import PretrainSettings
 
     # Plain gradient descent: AdamW's first steps would look alike whatever the gradient's size.
-    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, fused: torch.optim.SGD(parameters, lr=0.1))
     arguments: dict[str, Any] = {"input_shape": (3, 16, 16), "classes": 3, "width": 0.1}
     x, y = torch.randn(7, 3, 16, 16), torch.arange(7) % 3
     whole, cut = preset("vgg8", **arguments), preset("vgg8", **arguments)
