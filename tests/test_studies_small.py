@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from tiny_run import TinyRun, edgeff
 
 from edgeff.studies import adapt, coarse_fine, k_conflict, systems, torch_process
 from edgeff.studies.torch_process import TorchMeasured, measure_torch
+from edgeff.studies.training import Outcome, mean_rate
 
 ONCE = ("--seeds", 1, "--epochs", 1, "--threads", 1)
 
@@ -212,3 +214,10 @@ def test_a_local_update_on_torch_is_that_of_the_blocks_one_by_one(monkeypatch: p
     torch_process._update(cut, 2, torch_process._local_pass(cut))(x, y)
     for name, value in whole.tensors().items():
         torch.testing.assert_close(cut.tensors()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_rates_that_are_not_known_are_left_out_of_a_mean() -> None:
+    known = Outcome(0.5, 0.5, (0.5,), (1.0,), 8.0, 1, 10)
+    elsewhere = replace(known, rows_per_s=None)
+    assert mean_rate([known, elsewhere, replace(known, rows_per_s=4.0)]) == 6.0
+    assert mean_rate([elsewhere]) is None
