@@ -85,15 +85,12 @@ def export(
 
     if out.exists():  # before the minutes that compiling may take
         raise ArtifactError(f"`{out}` exists already", hint="remove it, or write to another place")
-    if losses != "last" and blocks is None:
-        raise click.UsageError("--losses is for blocks of several layers: it needs --blocks")
     given = {"weight_decay": weight_decay, "momentum": momentum}
     spec = optimizer_spec(optimizer, **{name: value for name, value in given.items() if value is not None})
     pretrained = load_run(run)
     network = pretrained.network.predicting()
     left_out = [block.name for block in pretrained.network.sequence[len(network.blocks) :]]
-    if blocks is not None:
-        network = network.regroup(blocks, losses)  # type: ignore[arg-type]
+    network = cli_network.regrouped(network, blocks, losses)
     keep = not no_replay and len(pretrained.replay_y) > 0
     training = replace(TrainingDefaults(), batch_size=batch_size, epochs=epochs, learning_rate=learning_rate)
     settings = ExportSettings(

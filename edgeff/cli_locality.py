@@ -45,11 +45,7 @@ def check_locality(
 
     if sum(one is not None for one in (run, preset, factory)) != 1:
         raise click.UsageError("give a pretraining RUN, --preset or --model")
-    if losses != "last" and blocks is None:
-        raise click.UsageError("--losses is for blocks of several layers: it needs --blocks")
-    network = _network(run, preset, factory, rules)
-    if blocks is not None:
-        network = network.regroup(blocks, losses)  # type: ignore[arg-type]
+    network = cli_network.regrouped(_network(run, preset, factory, rules), blocks, losses)
     found = watch(network)
     if as_json:
         plain = {**dataclasses.asdict(found), "local": found.local, "kind": found.kind}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeff.errors import ModelError
+
+if TYPE_CHECKING:
+    from edgeff.model import LocalNetwork
 
 PRESET = click.option("--preset", help="A network by name, for example `har-cnn` or `image-cnn`.")
 MODEL = click.option(
@@ -42,3 +46,16 @@ def rule_settings(rules: Sequence[str]) -> dict[str, str]:
             raise ModelError(f"`{text}` is no rule setting", hint="write for example `--rule projection=fixed`")
         found[key.strip().replace("-", "_")] = value.strip()
     return found
+
+
+def regrouped(network: LocalNetwork, blocks: str | None, losses: str) -> LocalNetwork:
+    """A network in the blocks that `BLOCKS` and `LOSSES` ask for.
+
+    Raises:
+        UsageError: Losses are asked for, and no blocks.
+    """
+    if blocks is not None:
+        return network.regroup(blocks, losses)  # type: ignore[arg-type]
+    if losses != "last":
+        raise click.UsageError("--losses is for blocks of several layers: it needs --blocks")
+    return network
