@@ -24,7 +24,7 @@ STUDIES = {
 }
 # Studies of many recipes, of one recipe, those that train for no number of epochs, and those of float32 alone.
 _MANY_RECIPES, _ONE_RECIPE = ("compare",), ("ablation", "depth")
-_WITHOUT_EPOCHS = _IN_FLOAT32 = ("systems",)
+_WITHOUT_EPOCHS = _IN_FLOAT32 = _MEASURED = ("systems",)
 
 
 @click.command(help="Run an experiment.\n\n\b\n" + "\n".join(f"{name:12}{what}" for name, what in STUDIES.items()))
@@ -36,6 +36,11 @@ _WITHOUT_EPOCHS = _IN_FLOAT32 = ("systems",)
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch on the CPU.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Torch's.")
 @click.option("--mixed-precision", is_flag=True, help="bfloat16 autocast on cuda.")
+@click.option(
+    "--device-python",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Interpreter of a device's environment: with `systems`, whose onnxruntime is measured. Default: this one's.",
+)
 @DATA_DIR
 @JSON
 def study(
@@ -47,6 +52,7 @@ def study(
     threads: int | None,
     device: Device,
     mixed_precision: bool,
+    device_python: Path | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -64,6 +70,8 @@ def study(
         raise click.UsageError(f"study `{name}` takes no epochs: it measures single steps")
     if mixed_precision and name in _IN_FLOAT32:
         raise click.UsageError(f"study `{name}` measures in float32")
+    if device_python and (name not in _MEASURED or device != "cpu"):
+        raise click.UsageError(f"study `{name}` on {device} has no use for --device-python")
     module = name.replace("-", "_")
     run = getattr(importlib.import_module(f"edgeff.studies.{module}"), module)
     settings = StudySettings(
@@ -75,6 +83,8 @@ def study(
         threads=threads,
         device=device,
         mixed_precision=mixed_precision,
+        # Not resolved: a link to the interpreter is what makes the environment.
+        device_python=device_python.absolute() if device_python else None,
         report=lambda line: click.echo(line, err=True),
     )
     try:

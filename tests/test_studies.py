@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,11 @@ def test_a_place_where_no_folder_can_be_is_said_to_be_one(recipe: Path, tmp_path
         (("depth", "--recipe", "hapt-cpu", "--recipe", "ecg5000-cpu"), "study `depth` takes one recipe"),
         (("systems", "--epochs", 1), "study `systems` takes no epochs: it measures single steps"),
         (("systems", "--device", "cuda", "--mixed-precision"), "study `systems` measures in float32"),
+        (("depth", "--device-python", sys.executable), "study `depth` on cpu has no use for --device-python"),
+        (
+            ("systems", "--device", "cuda", "--device-python", sys.executable),
+            "study `systems` on cuda has no use for --device-python",
+        ),
     ],
 )
 def test_options_that_a_study_has_no_use_for_are_refused(

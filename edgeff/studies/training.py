@@ -32,6 +32,8 @@ class StudySettings:
         threads: Of torch; None leaves them.
         device: Where torch trains: `cpu` or `cuda`.
         mixed_precision: bfloat16 on `cuda`.
+        device_python: Interpreter of an environment as devices have it, whose onnxruntime is measured; None for this
+            process's.
         report: Told what is going on, one line at a time.
     """
 
@@ -43,6 +45,7 @@ class StudySettings:
     threads: int | None = None
     device: Device = "cpu"
     mixed_precision: bool = False
+    device_python: Path | None = None
     report: Report = print
 
     @property
