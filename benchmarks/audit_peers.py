@@ -148,6 +148,8 @@ def output(words: Sequence[str], environment: Mapping[str, str]) -> str:
         done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise Skipped(f"took longer than {TIMEOUT_S} s") from error
+    except OSError as error:
+        raise Skipped(f"`{words[0]}` cannot be run: {error.strerror}") from error
     if done.returncode:
         raise Skipped(why_ended(words, done.returncode, done.stderr))
     return done.stdout

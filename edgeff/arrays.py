@@ -58,7 +58,8 @@ def read_npy_header(stream: IO[bytes], name: str) -> NpyHeader:
     """Read the header at the beginning of a stream and leave the stream at the data.
 
     Raises:
-        DataError: Not a `.npy`, objects, Fortran order, or a dtype that rows cannot have (text is let through).
+        DataError: Not a `.npy`, objects, Fortran order, or a dtype that neither rows nor columns can have (text, and
+            whole numbers of any size, are let through).
         EOFError: It ends inside the header.
         ValueError: A header that does not parse.
     """
@@ -71,16 +72,18 @@ def read_npy_header(stream: IO[bytes], name: str) -> NpyHeader:
         raise ValueError(f"its header claims {length:,} bytes, at most {_HEADER_BYTES:,} are read")
     shape, dtype, fortran = _parse_header(_exactly(stream, length).decode("latin1"))
     if dtype.hasobject:
-        raise DataError(f"{name} holds Python objects, needed numbers", hint=_SAVE_AGAIN)
+        raise DataError(f"{name} holds Python objects, needed numbers, or text for names", hint=_SAVE_AGAIN)
     if fortran:
         raise DataError(f"{name} is in Fortran order, needed C order (rows one after the other)", hint=_SAVE_AGAIN)
-    if not is_row_dtype(dtype) and dtype.kind != "U":
+    if not is_row_dtype(dtype) and dtype.kind not in "Uu":
         raise DataError(f"{name} has dtype {dtype.name}, needed one of {', '.join(ITEM_BYTES)}", hint=_SAVE_AGAIN)
     check_shape(shape, dtype)
     return NpyHeader(shape, dtype, 8 + (4 if wide else 2) + length)
 
 
-_SAVE_AGAIN = "write it with `np.save(path, np.ascontiguousarray(array))`, with an array of numbers"
+_SAVE_AGAIN = (
+    "write it with `np.save(path, np.ascontiguousarray(array))`, with an array of numbers (names: of dtype `str`)"
+)
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytes:
@@ -138,7 +141,10 @@ def whole_numbers(rows: Rows, name: str) -> NDArray[np.int64]:
     """
     if rows.dtype.kind not in "iu":
         raise DataError(f"{name} has dtype {rows.dtype.name}, needed whole numbers (an integer dtype)")
-    return np.asarray(rows[:]).astype(np.int64, copy=False)
+    values = np.asarray(rows[:])
+    if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{name} has {values.max()}, which is more than 64 bits with a sign hold")
+    return values.astype(np.int64, copy=False)
 
 
 def read_labels(path: Path) -> NDArray[np.int64]:

@@ -7,9 +7,10 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import edgeff
 from edgeff.errors import EdgeffError
@@ -70,29 +71,54 @@ def known_names(kind: str, names: Sequence[str], known: Sequence[str]) -> Sequen
 
 
 def rows_into(out: Path | None, rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
-    """All rows; each is written to a CSV file as soon as it is there, if one is wanted.
+    """All rows; each is written to a new CSV file as soon as it is there, if one is wanted; objects and lists as JSON.
 
     Raises:
-        EdgeffError: The file cannot be written.
+        EdgeffError: The file is there already, or cannot be written.
     """
     if out is None:
         return list(rows)
-    try:
-        with out.open("w", newline="", encoding="utf-8") as file:
-            return write_csv(rows, file, columns)
-    except OSError as error:
-        raise EdgeffError(f"cannot write `{out}`: {error.strerror}") from error
-
-
-def write_csv(rows: Iterable[Row], file: TextIO, columns: Sequence[str]) -> list[Row]:
-    """Write each row as soon as it is there; objects and lists as JSON. Returns all of them."""
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
+    with _writing(out):
+        file = out.open("x", newline="", encoding="utf-8")
     found = []
-    for row in rows:
-        writer.writerow(
-            {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in row.items()}
-        )
-        file.flush()
-        found.append(row)
+    with file:
+        writer = csv.DictWriter(file, columns)
+        with _writing(out):
+            writer.writeheader()
+        for row in rows:
+            found.append(row)
+            cells = {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in row.items()}
+            with _writing(out):
+                writer.writerow(cells)
+                file.flush()
     return found
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise EdgeffError(f"`{path}` exists", hint="choose another name: measurements are not overwritten") from error
+    except OSError as error:
+        raise EdgeffError(f"cannot write `{path}`: {error.strerror}") from error
+
+
+def new_file(path: Path) -> None:
+    """See that a file can be made there, before anything is measured for it.
+
+    Raises:
+        EdgeffError: It is there already, or cannot be made.
+    """
+    with _writing(path):
+        path.open("x").close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that `new_file` made.
+
+    Raises:
+        EdgeffError: It cannot be written.
+    """
+    with _writing(path):
+        path.write_text(text, encoding="utf-8")

@@ -76,10 +76,7 @@ def check_rows(manifest: Manifest, rows: Dataset, *, skip: bool = False) -> Chec
 
 
 def _check_classes(manifest: Manifest, rows: Dataset) -> None:
-    # A model pretrained without class names has numbers for names, and takes labels of any name.
-    numbered = manifest.classes == tuple(map(str, range(len(manifest.classes))))
-    same = len(rows.classes) == len(manifest.classes) if numbered else rows.classes == manifest.classes
-    if rows.classes and not same:
+    if not rows.is_named_as(manifest.classes):
         raise DataError(
             f"`{rows.name}` has the classes {_listed(rows.classes)}, needed {_listed(manifest.classes)}",
             hint="give data with the classes that the model was pretrained on, in its order",

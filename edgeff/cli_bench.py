@@ -11,6 +11,7 @@ import click
 
 from edgeff.bench_checkout import benchmark, known_names, known_networks, rows_into
 from edgeff.cli_bench_speed import speed
+from edgeff.errors import EdgeffError
 from edgeff.table import table
 from edgeff.units import format_bytes
 
@@ -63,6 +64,11 @@ def memory(
         micro_batches=sizes,
         best=best,
     )
+    if not any(audit.cells(chosen)):
+        raise EdgeffError(
+            f"nothing to measure: `{chosen.methods[0]}` does not run on `{chosen.runtimes[0]}`",
+            hint=f"local methods run on `{audit.RUNTIMES[0]}` alone",
+        )
     found = rows_into(out, _told(audit.rows(chosen), as_json), audit.COLUMNS)
     if not as_json:
         click.echo(rows_text(found))

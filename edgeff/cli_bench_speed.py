@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeff.bench_checkout import Row, benchmark, known_names, known_networks, rows_into
+from edgeff.bench_checkout import Row, benchmark, known_names, known_networks, new_file, rows_into, write_text
 from edgeff.errors import EdgeffError
 from edgeff.table import table
 from edgeff.units import format_bytes
@@ -61,12 +61,14 @@ def speed(as_json: bool, out: Path | None, picture: Path | None, **options: Any)
     """
     module = benchmark("speed")
     chosen = _chosen(module, **options)
+    if picture is not None:
+        new_file(picture)
     rows = _told(module.rows(chosen, lambda text: click.echo(text, err=True)), as_json)
     found = rows_into(out, rows, module.COLUMNS)
     if not as_json:
         click.echo(rows_text(found, module.growth(found)))
     if picture is not None:
-        _write(picture, module.plot(found))
+        write_text(picture, module.plot(found))
 
 
 def _chosen(module: Any, provider: str, **options: Any) -> Any:
@@ -179,10 +181,3 @@ def _told(rows: Iterable[Row], as_json: bool) -> Iterator[Row]:
         if as_json:
             click.echo(json.dumps(row))
         yield row
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EdgeffError(f"cannot write `{path}`: {error.strerror}") from error

@@ -16,7 +16,8 @@ from edgeff.cli_progress import ProgressLine
 if TYPE_CHECKING:
     from edgeff.learner import Evaluation
     from edgeff.pretrain import PretrainProgress, PretrainResult
-    from edgeff.pretrain_settings import Keep, PretrainSettings
+    from edgeff.pretrain_job import PretrainJob
+    from edgeff.pretrain_settings import PretrainSettings
     from edgeff.recipe import Recipe
 
 
@@ -38,7 +39,8 @@ def _take_recipe(ctx: click.Context, parameter: click.Parameter, spec: str | Non
     is_eager=True,
     callback=_take_recipe,
     metavar="NAME|FILE.toml",
-    help="Take data, network, rule and training from a recipe; other options given count instead.",
+    help="Take data, network, rule and training from a recipe; other options given count instead, and with --data of "
+    "your own its validation and test data are left out.",
 )
 @cli_network.PRESET
 @cli_network.MODEL
@@ -135,6 +137,10 @@ def pretrain(
     if factory is not None:
         _refuse_of_presets("input_shape", "width")
         input_shape, width = None, 1.0
+    if _given("data"):
+        validation, test = (
+            value if _given(name) else None for name, value in (("validation", validation), ("test", test))
+        )
     job = PretrainJob(
         data,
         PretrainSettings(**settings),
@@ -149,14 +155,18 @@ def pretrain(
     prepared = prepare(job, data_dir=data_dir)
     with ProgressLine("pretrain", prepared.steps) as line:
         result, tested = prepared.run(out, resume=resume, progress=lambda record: _show(line, record, job.settings))
-    _print_result(result, tested, out, job.settings.keep, as_json=as_json)
+    _print_result(result, tested, out, job, as_json=as_json)
+
+
+def _given(name: str) -> bool:
+    """Whether an option is on the command line itself, and not from a recipe."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _refuse_of_presets(*names: str) -> None:
     """Refuse options that a model of one's own would not heed; from a recipe they are for its preset."""
-    context = click.get_current_context()
     for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if _given(name):
             raise click.UsageError(f"--{name.replace('_', '-')} is for --preset; a model has its own")
 
 
@@ -171,7 +181,9 @@ def _show(line: ProgressLine, record: PretrainProgress, settings: PretrainSettin
     line.show(record.step, f"loss {losses}  {record.rows_per_s:.0f} rows/s")
 
 
-def _print_result(result: PretrainResult, tested: Evaluation | None, out: Path, keep: Keep, *, as_json: bool) -> None:
+def _print_result(
+    result: PretrainResult, tested: Evaluation | None, out: Path, job: PretrainJob, *, as_json: bool
+) -> None:
     best = result.best
     if as_json:
         found = {
@@ -187,6 +199,6 @@ def _print_result(result: PretrainResult, tested: Evaluation | None, out: Path, 
         return
     readouts = " ".join(f"{accuracy:.3f}" for accuracy in best.validation.readout_accuracy)
     accuracy = f"validation accuracy {best.validation.accuracy:.4f} ({readouts})"
-    click.echo(f"{out}: {keep} epoch {result.best_epoch}, {accuracy}")
+    click.echo(f"{out}: {job.settings.keep} epoch {result.best_epoch}, {accuracy}")
     if tested is not None:
-        click.echo(f"test accuracy {tested.accuracy:.4f}")
+        click.echo(f"test accuracy {tested.accuracy:.4f} on {job.test}")

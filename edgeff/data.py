@@ -15,7 +15,7 @@ from pathlib import Path
 from edgeff.class_names import DIGITS, FASHION
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError, did_you_mean
-from edgeff.readers import read_file, read_folder
+from edgeff.readers import has_form, read_file, read_folder
 from edgeff.rows import FileRows, Rows
 from edgeff.split import batches, calibration_split, stratified_rows, train_validation_split
 
@@ -128,12 +128,14 @@ def _open_path(name: str, split: str, length: int | None, size: int | None) -> D
 def _open_known(name: str, split: str, data_dir: Path | None, length: int | None, size: int | None) -> Dataset:
     root = _data_folder(name, data_dir)
     known = _KNOWN[name]
-    folder = next((root / each for each in known.folders if (root / each).is_dir()), None)
-    if folder is None:
+    there = [root / each for each in known.folders if (root / each).is_dir()]
+    if not there:
         raise DataError(
             f"`{name}` is not in `{root}`: needed a folder `{known.folders[0]}` in it",
             hint="docs/data.md says which files belong there",
         )
+    # Of an empty folder and one that has the data, the latter is meant.
+    folder = next((each for each in there if has_form(each)), there[0])
     dataset = read_folder(folder, split, length=length, size=size)
     return replace(dataset, classes=known.classes or dataset.classes)
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeff.errors import DataError
-from edgeff.manifest import TensorSpec
+from edgeff.json_node import has_control_characters
+from edgeff.manifest import ITEM_BYTES, TensorSpec
 from edgeff.rows import Array, Rows, is_row_dtype, row_blocks, row_index, select_rows
 
 Numbers = NDArray[np.int64]
@@ -70,22 +71,38 @@ class Dataset:
             span=None if self.span is None else self.span[numbers],
         )
 
+    def is_named_as(self, classes: tuple[str, ...]) -> bool:
+        """Whether the labels stand for these classes, as far as names tell.
+
+        A network that was pretrained without class names has 0..K-1 for names and takes any K names but numbers: in
+        a file that has the labels 0 and 2 alone, `2` is the second name, and another class than the network's `2`.
+        """
+        if not self.classes or self.classes == classes:
+            return True
+        numbered = classes == tuple(map(str, range(len(classes))))
+        return numbered and len(self.classes) == len(classes) and not all(map(_is_number, self.classes))
+
     def check(self) -> Dataset:
         """The data set itself, once its parts fit together. Reads no rows.
 
         Raises:
-            DataError: No rows, a dtype that rows cannot have, lengths that differ, or labels outside 0..K-1.
+            DataError: No rows, a dtype that rows cannot have, lengths that differ, labels outside 0..K-1, or a class
+                name that no artifact can hold.
         """
         if not len(self) or 0 in self.x.shape:
             raise DataError(f"`{self.name}` has no rows: shape {tuple(self.x.shape)} with {len(self):,} labels")
         if not is_row_dtype(self.x.dtype):
-            raise DataError(f"`{self.name}` has rows of dtype {self.x.dtype.name}, needed numbers")
+            raise DataError(
+                f"`{self.name}` has rows of dtype {self.x.dtype.name}, needed one of {', '.join(ITEM_BYTES)}",
+                hint="convert the rows to one of these, `int64` or `float32` say",
+            )
         for part, values in (("labels", self.y), ("groups", self.groups), ("sequence", self.sequence)):
             if values is not None:
                 self._check_numbers(part, values, ())
         if self.span is not None:
             self._check_numbers("span", self.span, (2,))
         self._check_labels()
+        self._check_names()
         return self
 
     def _check_numbers(self, part: str, values: Numbers, rest: tuple[int, ...]) -> None:
@@ -106,6 +123,14 @@ class Dataset:
                 hint="labels count from 0 in the order of the class names; on the device see `--skip-bad-rows`",
             )
 
+    def _check_names(self) -> None:
+        odd = next((name for name in self.classes if not name or has_control_characters(name)), None)
+        if odd is not None:
+            raise DataError(
+                f"`{self.name}` has the class name {odd!r}, needed text without control characters",
+                hint="give every class a plain name",
+            )
+
     def check_values(self) -> Dataset:
         """The data set itself, once every value of float rows was read and found to be a finite number.
 
@@ -121,6 +146,10 @@ class Dataset:
                         hint="leave such rows out (on the device by `--skip-bad-rows`), or fill the values in",
                     )
         return self
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
 
 
 def non_finite_rows(x: Array) -> Numbers:

@@ -136,8 +136,7 @@ def _check_dataset(network: LocalNetwork, preprocessing: Preprocessing, dataset:
             f"data set `{dataset.name}` has labels {int(dataset.y.min())}..{int(dataset.y.max())}, "
             f"network `{network.name}` has classes 0..{count - 1}"
         )
-    numbered = tuple(str(label) for label in range(count))
-    if dataset.classes and network.classes != numbered and tuple(dataset.classes) != network.classes:
+    if not dataset.is_named_as(network.classes):
         raise DataError(
             f"classes of data set `{dataset.name}` are {list(dataset.classes)}, "
             f"those of network `{network.name}` are {list(network.classes)}",

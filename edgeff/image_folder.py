@@ -168,6 +168,18 @@ def _check_image(path: Path, image: Image) -> None:
         raise DataError(f"`{path}` claims {width} x {height} pixels, at most {LARGEST_PIXELS:,} are read")
     if image.mode not in _MODES:
         raise DataError(f"`{path}` has pixels of the kind `{image.mode}`, needed 8 bits or less for each colour")
+    if image.format == "PNG" and (depth := _depth(path)) > 8:
+        raise DataError(
+            f"`{path}` has {depth} bits for each colour, needed 8 or less",
+            hint="how 16 bits become 8 is for you to say: convert it",
+        )
+
+
+def _depth(path: Path) -> int:
+    """Bits of a PNG's colours, of which Pillow drops the lower half unasked: byte 24, behind signature and size."""
+    with path.open("rb") as file:
+        file.seek(24)
+        return file.read(1)[0]
 
 
 def _broken(path: Path, error: BaseException) -> DataError:
@@ -343,7 +355,7 @@ def _lines(path: Path) -> list[str]:
         data = file.read(_TEXT_BYTES + 1)
         if len(data) > _TEXT_BYTES:
             raise ValueError(f"it has more than {_TEXT_BYTES:,} bytes")
-        return [line for line in data.decode("utf-8").splitlines() if line.strip()]
+        return [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
 
 
 def _words(path: Path, wnids: list[str]) -> tuple[str, ...]:

@@ -113,6 +113,11 @@ def is_contained_path(text: str) -> bool:
     )
 
 
+def has_control_characters(text: str) -> bool:
+    """Whether a text has what no string of an artifact may have: controls, lone surrogates, line breaks."""
+    return any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in text)
+
+
 def shown(value: object) -> str:
     """A JSON value as a message shows it: short, on one line, without control characters."""
     if isinstance(value, dict):
@@ -211,7 +216,7 @@ class Node:
             raise self.error("a string")
         if len(self.value) > MAX_TEXT_CHARACTERS:
             raise self.error(f"a string of at most {MAX_TEXT_CHARACTERS} characters")
-        if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in self.value):
+        if has_control_characters(self.value):
             raise self.error("a string without control characters")
         return self.value
 

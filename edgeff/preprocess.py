@@ -144,7 +144,8 @@ def fit_preprocessing(
         seed: Determines the sample.
         axis: The channels' axis of a raw row; None standardises all values alike. `auto` takes the axis that becomes
             the first where the layout transposes, else the shorter of the first and the last, if it has
-            `MOST_CHANNELS` or fewer places, else none.
+            `MOST_CHANNELS` or fewer places, else none. Axes of length 1 do not count, and for a model with one
+            channel there is none.
         dtype: `float32`, or `int64` for a model that takes token ids: then values are cast and not standardised.
 
     Raises:
@@ -155,7 +156,7 @@ def fit_preprocessing(
     features = TensorSpec("features", tuple(features_shape), dtype)
     if dtype != "float32":
         return Preprocessing(raw, ({"kind": "cast", "dtype": dtype}, *layout), features).validate()
-    channel = _channel_axis(raw.shape, layout) if axis == "auto" else axis
+    channel = _channel_axis(raw.shape, tuple(features_shape), layout) if axis == "auto" else axis
     if channel is not None and not 0 <= channel < len(raw.shape):
         raise DataError(f"rows of {raw.shape} have no axis {channel}", hint=f"axes are 0..{len(raw.shape) - 1}")
     return Preprocessing(
@@ -202,15 +203,17 @@ def _shape(before: Shape, after: Shape) -> tuple[Step, ...]:
     return () if before == after else ({"kind": "reshape", "shape": list(after)},)
 
 
-def _channel_axis(raw: Shape, layout: tuple[Step, ...]) -> int | None:
+def _channel_axis(raw: Shape, features: Shape, layout: tuple[Step, ...]) -> int | None:
+    one_channel = len(features) > 1 and features[0] == 1
+    long = [axis for axis, size in enumerate(raw) if size != 1]
+    if one_channel or not long:
+        return None
     for step in layout:
         if step["kind"] == "transpose":
             axes = step["axes"]
             assert isinstance(axes, list)
-            return int(axes[0])
-    if not raw:
-        return None
-    shorter = 0 if raw[0] <= raw[-1] else len(raw) - 1
+            return next(int(axis) for axis in axes if axis in long)
+    shorter = long[0] if raw[long[0]] <= raw[long[-1]] else long[-1]
     return shorter if raw[shorter] <= MOST_CHANNELS else None
 
 

@@ -97,7 +97,7 @@ def _beside(path: Path, key: str) -> Path | None:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     with open_stream(path, "list of class names") as stream:
-        text = stream.read(_NAME_FILE_BYTES).decode("utf-8")
+        text = stream.read(_NAME_FILE_BYTES).decode("utf-8-sig")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -257,6 +257,16 @@ FOLDER_FORMS = (
 )
 
 
+def has_form(folder: Path) -> bool:
+    """Whether a folder is of one of `FOLDER_FORMS`."""
+    return _form_of(folder) is not None
+
+
+def _form_of(folder: Path) -> tuple[FolderForm, Path] | None:
+    with reading(folder, "folder"):
+        return next(((form, at) for form in FOLDER_FORMS if (at := form.find(folder))), None)
+
+
 def read_folder(folder: Path, split: str, *, length: int | None = None, size: int | None = None) -> Dataset:
     """The data set of a folder.
 
@@ -269,8 +279,7 @@ def read_folder(folder: Path, split: str, *, length: int | None = None, size: in
     Raises:
         DataError: No such form or split, malformed, or a size where there are no files of images.
     """
-    with reading(folder, "folder"):
-        found = next(((form, at) for form in FOLDER_FORMS if (at := form.find(folder))), None)
+    found = _form_of(folder)
     if found is None:
         raise DataError(f"`{folder}` is a folder in no form that edgeff reads", hint=f"it reads {_FORMS}")
     form, at = found

@@ -106,7 +106,8 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
     while line := stream.readline(_LINE_BYTES + 1):
         if len(line) > _LINE_BYTES:
             raise ValueError(f"a line is longer than {_LINE_BYTES:,} bytes")
-        text = line.decode("utf-8").strip(" \r\n")  # a tab at the end stands before a missing value
+        # A tab at the end stands before a missing value; some editors put a byte order mark before the first line.
+        text = line.decode("utf-8").removeprefix("\ufeff").strip(" \r\n")
         if text:
             yield text
 
@@ -124,6 +125,13 @@ def _label(text: str) -> str:
     return str(int(value)) if value.is_integer() else text.strip()
 
 
+def _label_of(row: int, text: str) -> str:
+    label = _label(text)
+    if label.lower() in ("", "?", "nan"):
+        raise ValueError(f"row {row} has no label: `{text.strip()}`")
+    return label
+
+
 # --- the two forms, each as records ---
 
 
@@ -132,7 +140,7 @@ def _ucr_records(stream: IO[bytes]) -> Iterator[_Record]:
         label, tab, values = line.partition("\t")
         if not tab:
             raise ValueError(f"row {row} has no tab, needed a label, then values, separated by tabs")
-        yield _Record(row, _label(label), [values])
+        yield _Record(row, _label_of(row, label), [values])
 
 
 def _uea_records(stream: IO[bytes]) -> Iterator[_Record]:
@@ -140,7 +148,7 @@ def _uea_records(stream: IO[bytes]) -> Iterator[_Record]:
         *channels, label = line.split(":")
         if not channels:
             raise ValueError(f"row {row} has no colon, needed channels and a label, separated by colons")
-        yield _Record(row, _label(label), channels)
+        yield _Record(row, _label_of(row, label), channels)
 
 
 def _uea_classes(stream: IO[bytes]) -> frozenset[str]:

@@ -68,7 +68,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return STL10
     with reading(path, "list of class names"), path.open("rb") as stream:
-        text = stream.read(_NAME_FILE_BYTES).decode("utf-8")
+        text = stream.read(_NAME_FILE_BYTES).decode("utf-8-sig")
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != len(STL10):
         raise DataError(f"`{path}` has {len(names)} names, needed {len(STL10)}: one a line", hint=_GET_AGAIN)

@@ -106,13 +106,31 @@ def measure_method(
     return dataclasses.replace(runs[middle], rows_per_s=speeds[middle], floor_bytes=floors[middle])
 
 
+def check_interpreter(python: str) -> None:
+    """See that an interpreter can measure, before anything is made for it.
+
+    Raises:
+        RunError: It does not run, or has no edgeff or onnxruntime.
+    """
+    _run([python, "-c", "import edgeff.runtime.measured_run, onnxruntime"], f"`{python}` cannot measure")
+
+
 def _measured(command: Sequence[str]) -> Measured:
-    done = subprocess.run(command, capture_output=True, text=True)
+    found = json.loads(_run(command, "a measurement failed"))
+    return Measured(**{**found, "blocks": tuple(MeasuredBlock(**block) for block in found["blocks"])})
+
+
+def _run(command: Sequence[str], otherwise: str) -> str:
+    """What a command prints."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise RunError(f"`{command[0]}` cannot be run: {error.strerror}", hint="give a Python interpreter") from error
     if done.returncode:
         reason = (done.stderr.strip() or f"ended with code {done.returncode}").splitlines()
-        raise RunError(f"a measurement failed: {reason[0] if done.returncode == 1 else reason[-1]}")
-    found = json.loads(done.stdout)
-    return Measured(**{**found, "blocks": tuple(MeasuredBlock(**block) for block in found["blocks"])})
+        told = done.returncode == 1 and not reason[0].startswith("Traceback")
+        raise RunError(f"{otherwise}: {reason[0] if told else reason[-1]}")
+    return done.stdout
 
 
 def _arguments() -> argparse.Namespace:

@@ -432,6 +432,38 @@ def test_an_unknown_choice_is_named_with_what_is_known(words: list[str], message
     assert hint in result.stderr
 
 
+def test_what_was_measured_before_is_not_overwritten(fake_rows: list[audit.Audit], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("hours of measuring\n")
+    result = run("--out", str(rows))
+    assert (result.exit_code, f"`{rows}` exists" in result.stderr) == (1, True)
+    assert rows.read_text() == "hours of measuring\n"
+
+
+def test_an_error_of_the_benchmark_is_not_said_to_be_the_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def rows(chosen: audit.Audit) -> Iterator[dict[str, Any]]:
+        yield audit.finished(audit.Cell("mlp", 128, "bp", "mnn"), 8, lambda size: row(3 * MIB))
+        raise PermissionError(13, "Permission denied", "/somewhere/else")
+
+    monkeypatch.setattr(audit, "rows", rows)
+    result = run("--out", str(tmp_path / "rows.csv"))
+    assert result.exit_code == 1
+    assert "/somewhere/else" in result.stderr
+    assert "rows.csv" not in result.stderr
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 2  # what was measured is kept
+
+
+def test_a_worker_whose_interpreter_is_gone_makes_a_skipped_row() -> None:
+    with pytest.raises(Skipped, match="`/nowhere/python` cannot be run: No such file or directory"):
+        audit_peers.output(["/nowhere/python", "-c", "pass"], {})
+
+
+def test_nothing_to_measure_is_no_empty_table() -> None:
+    result = run("--method", "sweep", "--runtime", "mnn")
+    assert result.exit_code == 1
+    assert "nothing to measure: `sweep` does not run on `mnn`" in result.stderr
+
+
 def test_a_file_that_cannot_be_written_is_named(fake_rows: list[audit.Audit], tmp_path: Path) -> None:
     result = run("--out", str(tmp_path / "nowhere" / "rows.csv"))
     assert result.exit_code == 1

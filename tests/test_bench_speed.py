@@ -609,6 +609,17 @@ def test_rows_go_to_a_csv_file_and_a_picture_as_well(asked: list[Speed], tmp_pat
     assert (tmp_path / "rows.svg").read_text() == speed_plot.plot(ROWS)
 
 
+def test_a_picture_that_cannot_be_drawn_is_told_of_before_hours_of_measuring(
+    asked: list[Speed], tmp_path: Path
+) -> None:
+    (tmp_path / "old.svg").write_text("old")
+    for place, message in ((tmp_path / "old.svg", "exists"), (tmp_path / "no" / "a.svg", "No such file")):
+        result = run("--plot", str(place))
+        assert (result.exit_code, message in result.stderr) == (1, True)
+    assert (tmp_path / "old.svg").read_text() == "old"
+    assert asked == []
+
+
 def test_options_choose_what_is_measured(asked: list[Speed]) -> None:
     words = ["--network", "deep3", "--network", "wide32", "--method", "bp", "--runtime", "mnn", "--batch", "16"]
     words += ["--threads", "1", "--micro-batch", "4", "--rounds", "3", "--burst", "0.2"]

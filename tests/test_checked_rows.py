@@ -94,6 +94,15 @@ def test_other_data_are_refused_whatever_is_asked_for(x, classes, skip):
         check_rows(MANIFEST, Dataset("other", x, np.arange(8) % CLASSES, classes), skip=skip)
 
 
+def test_labels_that_only_look_like_the_models_are_refused():
+    numbered = replace(MANIFEST, classes=tuple(map(str, range(CLASSES))))
+    rows = make_dataset(20)
+    names = tuple(str(label) for label in range(1, CLASSES + 1))  # a file without the label 0
+    with pytest.raises(DataError, match="has the classes `1`, `2`, `3`, `4`, needed `0`, `1`, `2`, `3`"):
+        check_rows(numbered, replace(rows, classes=names))
+    assert check_rows(numbered, replace(rows, classes=("a", "b", "c", "d"))).dataset.classes == numbered.classes
+
+
 def test_rows_that_are_all_the_same_are_told_of():
     rows = Dataset("still", np.ones((40_000, FEATURES), np.float32), np.arange(40_000) % CLASSES)  # several blocks
     (notice,) = check_rows(MANIFEST, rows).notices()

@@ -64,7 +64,7 @@ def test_test_data_are_looked_at_by_the_network_that_is_kept(tiny: TinyRun, tmp_
     given = (*HAR, "--data", tiny.own, "--test", tmp_path / "test.npz", *SMALL, "--epochs", 2)
     result = edgeff("pretrain", *given, "--out", tmp_path / "run")
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("test ")]
-    printed = re.fullmatch(r"test accuracy (\d\.\d{4})", line)
+    printed = re.fullmatch(r"test accuracy (\d\.\d{4}) on .*test\.npz", line)
     assert printed
     run, rows = load_run(tmp_path / "run"), np.load(tmp_path / "test.npz")
     with torch.no_grad():
@@ -248,6 +248,21 @@ def test_a_recipe_is_followed_as_if_its_options_had_been_given(tiny: TinyRun, tm
     by_options = pretrained(tmp_path / "options", *given, *(part for rule in rules for part in ("--rule", rule)))
     assert by_recipe.settings == by_options.settings
     assert largest_difference(by_recipe, by_options) == 0.0
+
+
+def test_ones_own_data_are_not_tested_or_validated_by_a_recipes(tiny: TinyRun, tmp_path: Path) -> None:
+    path, rows = recipe_file(tmp_path, tiny.own), tmp_path / "test.npz"
+    np.savez(rows, **wave_arrays(90, seed=7))
+    path.write_text(path.read_text().replace("[network]", f'test = "{rows}"\nvalidation = "{rows}"\n[network]'))
+    common = ("pretrain", "--recipe", path, "--epochs", 1, "--threads", 1)
+    as_it_is = edgeff(*common, "--out", tmp_path / "recipes")
+    assert f"on {rows}" in as_it_is.stdout
+    assert load_run(tmp_path / "recipes").recipe["split"]["validation"]["rows"] == 90
+    given = edgeff(*common, "--data", tiny.own, "--out", tmp_path / "own")
+    assert (given.exit_code, "test accuracy" in given.stdout) == (0, False)
+    assert load_run(tmp_path / "own").recipe["split"]["validation"]["rows"] == 40
+    tested = edgeff(*common, "--data", tiny.own, "--test", rows, "--out", tmp_path / "tested")
+    assert f"on {rows}" in tested.stdout
 
 
 @pytest.mark.parametrize("recipe_first", [True, False])

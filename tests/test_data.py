@@ -67,6 +67,35 @@ def test_a_known_name_is_found_in_the_data_folder(
     assert len(open_dataset(spec, data_dir=None)) == rows
 
 
+def test_an_empty_folder_of_the_name_does_not_hide_the_one_that_has_the_data(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    assert "is a folder in no form" in str(error_of(lambda: open_dataset("mnist", data_dir=tmp_path)))
+    write_mnist(tmp_path / "MNIST" / "raw")
+    assert len(open_dataset("mnist", data_dir=tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "same"),
+    [
+        ((), ("a", "b"), True),
+        (("a", "b"), ("a", "b"), True),
+        (("b", "a"), ("a", "b"), False),
+        (("still", "moving"), ("0", "1"), True),
+        (("still", "moving", "turning"), ("0", "1"), False),
+        (("still",), ("0", "1"), False),
+        (("0", "1"), ("0", "1"), True),
+        (("0", "2"), ("0", "1"), False),  # 2 would be taken for 1
+        (("0", "2"), ("0", "1", "2"), False),
+        (("-1", "1"), ("0", "1"), False),
+        (("0", "1"), ("a", "b"), False),
+    ],
+)
+def test_names_tell_whether_labels_stand_for_the_classes_of_a_network(
+    names: tuple[str, ...], classes: tuple[str, ...], same: bool
+) -> None:
+    assert replace(GOOD, classes=names).is_named_as(classes) == same
+
+
 def test_a_folder_may_be_given_with_a_split(tmp_path: Path) -> None:
     write_mnist(tmp_path / "my:mnist")
 
@@ -152,7 +181,8 @@ def test_a_data_set_whose_parts_fit_passes_the_check() -> None:
     [
         ({"x": X[:0], "y": Y[:0]}, "`good` has no rows: shape (0, 2) with 0 labels"),
         ({"x": X[:, :0]}, "`good` has no rows: shape (6, 0) with 6 labels"),
-        ({"x": X.astype(object)}, "`good` has rows of dtype object, needed numbers"),
+        ({"x": X.astype(object)}, "`good` has rows of dtype object, needed one of bool, uint8"),
+        ({"x": X.astype(np.uint32)}, "`good` has rows of dtype uint32, needed one of bool, uint8"),
         ({"x": X[:5]}, "`good` has labels of shape (6,) and dtype int64, needed (5,) and int64: one for each row"),
         ({"y": Y.astype(np.int32)}, "`good` has labels of shape (6,) and dtype int32, needed (6,) and int64: one for"),
         ({"groups": Y[:4]}, "`good` has groups of shape (4,) and dtype int64, needed (6,) and int64: one for each row"),
@@ -161,6 +191,8 @@ def test_a_data_set_whose_parts_fit_passes_the_check() -> None:
         ({"y": Y + 1}, "`good` has label 3 in row 2, needed 0..2"),
         ({"y": Y - 1}, "`good` has label -1 in row 0, needed 0..2"),
         ({"y": Y - 1, "classes": ()}, "`good` has label -1 in row 0, needed 0 or more"),
+        ({"classes": ("a", "b\nc", "d")}, "`good` has the class name 'b\\nc', needed text without control characters"),
+        ({"classes": ("a", "", "d")}, "`good` has the class name '', needed text"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:

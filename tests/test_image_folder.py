@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +174,26 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path: Path, image: Image.Image) ->
 def test_pixels_that_a_byte_cannot_hold_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a" / "1.png", np.zeros((8, 8), np.uint16))
     assert "has pixels of the kind `I;16`, needed 8 bits or less" in str(error_of(lambda: opened(tmp_path)))
+
+
+def test_colours_of_16_bits_are_refused_which_pillow_would_cut_off(tmp_path: Path) -> None:
+    classes_in(tmp_path)
+    path = tmp_path / "cat" / "deep.png"
+    rows = b"".join(b"\0" + bytes(range(48)) for _ in range(8))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    with Image.open(path) as image:
+        assert image.mode == "RGB"  # of eight bits each
+    assert "deep.png` has 16 bits for each colour, needed 8 or less" in str(error_of(lambda: opened(tmp_path)))
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A part of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

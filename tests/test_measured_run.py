@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pytest
 from tiny_artifact import write_tiny
+
+from edgeff.errors import RunError
+from edgeff.runtime.measure import check_interpreter
 
 # Plans without what a process takes are too low; their own bytes are then the budget.
 MEASURED_WITH_A_PLAN_THAT_IS_TOO_LOW = """
@@ -40,3 +45,24 @@ def test_a_plan_that_is_too_low_is_measured_all_the_same(
     assert done.returncode == 0, done.stderr
     measured, budget = json.loads(done.stdout)
     assert measured > budget
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (None, "cannot be run: Permission denied"),
+        ("import sys; sys.exit('no')", "cannot measure: no"),
+        ("import no_such_module", "cannot measure: ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_an_interpreter_that_cannot_measure_is_told_of(tmp_path: Path, program: str | None, message: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\n{program}\n")
+    python.chmod(0o644 if program is None else 0o755)
+    with pytest.raises(RunError) as caught:
+        check_interpreter(str(python))
+    assert str(caught.value).endswith(message)
+
+
+def test_this_interpreter_can_measure() -> None:
+    check_interpreter(sys.executable)

@@ -100,6 +100,21 @@ def test_an_npz_may_hold_classes_groups_sequence_and_span(tmp_path: Path, save: 
     np.testing.assert_array_equal(dataset.span, span)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", ">i8"])
+def test_labels_may_be_whole_numbers_of_any_size(tmp_path: Path, dtype: str) -> None:
+    np.savez(tmp_path / "mine.npz", x=X, y=Y.astype(dtype))
+    y = read_file(tmp_path / "mine.npz").check().y
+    assert y.dtype == np.int64
+    np.testing.assert_array_equal(y, Y)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_class_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", Y)
+    (tmp_path / "classes.txt").write_bytes("\ufeffstill\nmoving\nturning\n".encode())
+    assert read_file(tmp_path / "x.npy").check().classes == ("still", "moving", "turning")
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -117,6 +132,8 @@ def test_an_npz_may_hold_classes_groups_sequence_and_span(tmp_path: Path, save: 
         ({"x": np.array(["a"] * 5), "y": Y}, "holds a str32 array of shape (5,), needed rows of numbers"),
         ({"x": np.float32(1), "y": Y}, "holds a float32 array of shape (), needed rows of numbers"),
         ({"x": X.astype(np.complex64), "y": Y}, "has dtype complex64, needed one of bool, uint8,"),
+        ({"x": X, "y": Y.astype(np.uint64) + 2**63}, "which is more than 64 bits with a sign hold"),
+        ({"x": X, "y": Y, "classes": np.array(["a", "b", "c"], object)}, "needed numbers, or text for names"),
         ({"x": np.asfortranarray(X), "y": Y}, "is in Fortran order, needed C order (rows one after the other)"),
         ({"x": np.array([{}] * 5, object), "y": Y}, "holds Python objects, needed numbers"),
     ],

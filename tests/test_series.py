@@ -58,6 +58,10 @@ def test_a_uea_file_has_channels_and_then_the_label(tmp_path: Path, pack: str) -
     assert dataset.y.tolist() == [1, 0]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path: Path) -> None:
+    assert series(tmp_path / "a.tsv", "\ufeff1\t2\t3\n2\t2\t3\n").classes == ("1", "2")
+
+
 def test_a_univariate_uea_file_has_one_channel(tmp_path: Path) -> None:
     assert series(tmp_path / "a.ts", UEA_HEADER + "1,2,3:walk\n").x.shape == (1, 1, 3)
 
@@ -128,6 +132,9 @@ def test_large_series_go_through_the_cache(tmp_path: Path) -> None:
         ("1\t2\t3\n1\t-inf\t3\n", "row 1 has a missing value (NaN) or Inf"),
         ("1\t2\t3\n1\t1e300\t3\n", "row 1 has a missing value (NaN) or Inf"),
         ("1\t2\t3\n1\tabc\t3\n", "row 1 holds `abc`, needed numbers"),
+        ("1\t2\t3\n?\t2\t3\n", "row 1 has no label: `?`"),
+        ("1\t2\t3\n NaN \t2\t3\n", "row 1 has no label: `NaN`"),
+        ("1\t2\t3\n\t2\t3\n", "row 1 has no label: ``"),
     ],
 )
 def test_a_malformed_ucr_file_is_refused_by_row(tmp_path: Path, text: str, reason: str) -> None:
@@ -151,6 +158,7 @@ def test_a_malformed_ucr_file_is_refused_by_row(tmp_path: Path, text: str, reaso
         (UEA_HEADER + "1,2:walk\n1,?:walk\n", "row 1 has a missing value"),
         (UEA_HEADER + "1,2:walk\n1,NaN:walk\n", "row 1 has a missing value (NaN) or Inf"),
         (UEA_HEADER + "1,2:walk\n1,x:walk\n", "row 1 holds `x`, needed numbers"),
+        (UEA_HEADER + "1,2:walk\n1,2:?\n", "row 1 has no label: `?`"),
     ],
 )
 def test_a_malformed_uea_file_is_refused_by_row(tmp_path: Path, text: str, reason: str) -> None:

@@ -24,7 +24,7 @@ from edgeff.export import ExportSettings, export_network
 from edgeff.preprocess import fit_preprocessing
 from edgeff.presets import preset
 from edgeff.pretrain import torch_device
-from edgeff.runtime.measure import Measured, measure_method
+from edgeff.runtime.measure import Measured, check_interpreter, measure_method
 from edgeff.studies.findings import Findings, Row, number
 from edgeff.studies.picture import Panel
 from edgeff.studies.torch_process import LOCAL, METHODS, DoesNotFit, TorchMeasured, measure_torch
@@ -59,6 +59,8 @@ SETTINGS = {"cpu": Setting(0.25, (1, 4)), "cuda": Setting(1.0, (1, 4, 8), 8 * 10
 def systems(settings: StudySettings) -> Findings:
     """Local learning on edgeff's runtime and on PyTorch, and back-propagation on both; on a GPU on PyTorch alone."""
     torch_device(settings.device)
+    if settings.device_python is not None:
+        check_interpreter(str(settings.device_python))
     setting = SETTINGS[settings.device]
     turns = _turns_of_torch(setting, settings)
     with tempfile.TemporaryDirectory() as folder:
