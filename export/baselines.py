@@ -20,7 +20,7 @@ from edgeff.blocks import LocalBlock
 from edgeff.export.check import MICRO_BATCHES
 from edgeff.export.checkpointing import can_be_checkpointed, checkpointed
 from edgeff.export.compiled import CompiledBlock, described
-from edgeff.export.graphs import BlockGraphs, compile_block
+from edgeff.export.graphs import BlockGraphs, in_order, lowered_block
 from edgeff.manifest import CheckResults, FileSpec, GraphKind, GraphSpec, Manifest, TensorSpec
 from edgeff.manifest_json import to_json
 from edgeff.manifest_rules import referenced_files
@@ -49,7 +49,7 @@ def baseline_files(
     """
     whole = network.regroup("whole", "last").sequence[0]
     whole.name = BASELINE_BLOCK
-    graphs = compile_block(
+    graphs = lowered_block(
         whole,
         optimizer_spec=manifest.optimizer,
         input_dtype=manifest.features.dtype,
@@ -57,9 +57,10 @@ def baseline_files(
         dropout=dropout,
     )
     found: dict[str, bytes] = {}
-    for name, models in _variants(graphs).items():
+    variants = _variants(graphs)
+    for name, models in variants.items():
         paths: dict[GraphKind, str] = {kind: f"baselines/{name}.{kind}.onnx" for kind in models}
-        paths |= {kind: f"baselines/{PLAIN}.{kind}.onnx" for kind in models if models[kind] is graphs.models[kind]}
+        paths |= {kind: f"baselines/{PLAIN}.{kind}.onnx" for kind in models if models[kind] is variants[PLAIN][kind]}
         compiled = described(
             whole,
             replace(graphs, models=models),
@@ -76,14 +77,15 @@ def baseline_files(
 
 
 def _variants(graphs: BlockGraphs) -> dict[str, Mapping[GraphKind, onnx.ModelProto]]:
-    models = graphs.models
-    if not can_be_checkpointed(models["accumulate"]):
-        return {PLAIN: models}
+    plain = in_order(graphs.models, block=BASELINE_BLOCK)
+    if not can_be_checkpointed(graphs.models["accumulate"]):
+        return {PLAIN: plain}
+    # Before anything waits for anything: what is computed again reads weights, and their updates have to wait for it.
     again: dict[GraphKind, onnx.ModelProto] = {
-        "accumulate": checkpointed(models["accumulate"]),
-        "step": checkpointed(models["step"]),
+        "accumulate": checkpointed(graphs.models["accumulate"]),
+        "step": checkpointed(graphs.models["step"]),
     }
-    return {PLAIN: models, CHECKPOINTED: {**models, **again}}
+    return {PLAIN: plain, CHECKPOINTED: {**plain, **in_order(again, block=BASELINE_BLOCK)}}
 
 
 def _under_the_names_of(network: LocalNetwork, compiled: CompiledBlock) -> CompiledBlock:

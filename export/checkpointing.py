@@ -41,10 +41,11 @@ class _Passes:
 
 
 def checkpointed(model: onnx.ModelProto, rows: int = ROWS) -> onnx.ModelProto:
-    """The same graph with the number of segments that holds the fewest bytes, its nodes in the best order.
+    """The same graph with the number of segments that holds the fewest bytes.
 
     Args:
-        model: Has the outputs `loss` and gradients, and `value_info` for its inner tensors.
+        model: Has the outputs `loss` and gradients, and `value_info` for its inner tensors. Nothing in it waits for
+            anything yet: its nodes are put in order, and its updates in place made safe, afterwards.
         rows: Micro-batch at which bytes are compared.
 
     Raises:
@@ -56,9 +57,7 @@ def checkpointed(model: onnx.ModelProto, rows: int = ROWS) -> onnx.ModelProto:
     found = [_segmented(model, passes, cuts) for cuts in _choices(model, passes)]
     for one in found:
         order_for_memory(one, rows, visits=0)
-    best = min(found, key=lambda one: peak_bytes(one, rows))
-    order_for_memory(best, rows)
-    return best
+    return min(found, key=lambda one: peak_bytes(one, rows))
 
 
 def can_be_checkpointed(model: onnx.ModelProto) -> bool:

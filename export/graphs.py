@@ -7,7 +7,7 @@ for byte: an artifact holds such a graph once, and a device loads it once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import torch
@@ -31,10 +31,10 @@ _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 @dataclass(frozen=True)
 class BlockGraphs:
-    """A block's update, ready to be checked and written.
+    """A block's update.
 
     Attributes:
-        models: By kind, in-place safe.
+        models: By kind; in-place safe, but for those of `lowered_block`.
         parameters: Trained tensors by name.
         buffers: Constant tensors that some graph reads, by name.
     """
@@ -53,7 +53,7 @@ def compile_block(
     dropout: bool = False,
     target: str = CPU,
 ) -> BlockGraphs:
-    """Trace a block's update and lower it to its four graphs.
+    """Trace a block's update and lower it to its four graphs, ready to be checked and written.
 
     Args:
         block: A `LocalBlock`, `ChainedBlock` or anything with their methods; float32 parameters.
@@ -66,6 +66,33 @@ def compile_block(
     Raises:
         ExportError: The block cannot be lowered; names block and operator.
     """
+    graphs = lowered_block(
+        block, optimizer_spec=optimizer_spec, input_dtype=input_dtype, last=last, dropout=dropout, target=target
+    )
+    return replace(graphs, models=in_order(graphs.models, block=str(block.name)))
+
+
+def in_order(models: Mapping[GraphKind, onnx.ModelProto], *, block: str) -> dict[GraphKind, onnx.ModelProto]:
+    """Copies that renew tensors in place safely, their nodes in the order that holds the fewest bytes."""
+    found = {}
+    for kind, model in models.items():
+        found[kind] = onnx.ModelProto()
+        found[kind].CopyFrom(model)
+        ordered_in_place(found[kind], block=block, kind=kind)
+        order_for_memory(found[kind])
+    return found
+
+
+def lowered_block(
+    block: nn.Module,
+    *,
+    optimizer_spec: OptimizerSpec,
+    input_dtype: str,
+    last: bool,
+    dropout: bool = False,
+    target: str = CPU,
+) -> BlockGraphs:
+    """As `compile_block`, with graphs that may still be rewritten: `in_order` comes after that."""
     parameters, buffers = block_tensors(block)
     _check_tensors(block, parameters)
     native = frozenset(TRANSLATIONS)
@@ -81,9 +108,6 @@ def compile_block(
         "forward": _forward(plain, shapes, last),
     }
     models = {kind: for_target(model, target) for kind, model in models.items()}
-    for kind, model in models.items():
-        ordered_in_place(model, block=str(block.name), kind=kind)
-        order_for_memory(model)
     read = {name for model in models.values() for name in (value.name for value in model.graph.input)}
     return BlockGraphs(
         models=models,
