@@ -58,7 +58,7 @@ def check_rows(manifest: Manifest, rows: Dataset, *, skip: bool = False) -> Chec
     """
     _check_classes(manifest, rows)
     rows, skipped = replace(rows, classes=manifest.classes), dict[str, int]()
-    if skip:
+    if skip and not rows.counts_from_one:
         good = (rows.y >= 0) & (rows.y < len(manifest.classes))
         rows, skipped = _without(rows, good, _NO_CLASS, skipped)
     rows.check()

@@ -28,7 +28,7 @@ def drive(adaptation: Adaptation, stop: StopConditions, *, resume: bool) -> Mapp
     from edgeff.runtime.trainer import Progress
 
     stage = adaptation.plan.schedule == "stage"
-    with _signals(stop.signals), ProgressLine("train", adaptation.settings.epochs) as line:
+    with ProgressLine("train", adaptation.settings.epochs) as line:
         for event in _told_of_memory(adaptation.run(resume=resume, stop=stop)):
             if isinstance(event, Progress):
                 stop.count_step()
@@ -73,14 +73,15 @@ def _told_of_memory(events: Iterator[Event]) -> Iterator[Event]:
 
 
 @contextmanager
-def _signals(received: list[str]) -> Iterator[None]:
-    """Let SIGINT and SIGTERM be noted, for a stop at the next consistent point, instead of ending the process."""
+def noted_signals() -> Iterator[list[str]]:
+    """Names of signals as they arrive: SIGINT and SIGTERM stop a run at the next consistent point, no process."""
+    received: list[str] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {
         kind: signal.signal(kind, lambda number, _: received.append(signal.Signals(number).name)) for kind in kinds
     }
     try:
-        yield
+        yield received
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from edgeff import cli_network
 from edgeff.cli_options import DATA_DIR
 from edgeff.cli_progress import ProgressLine
+from edgeff.errors import StoppedError
 
 if TYPE_CHECKING:
     from edgeff.learner import Evaluation
@@ -153,8 +154,12 @@ def pretrain(
         rule=merged_rules(base, cli_network.rule_settings(rules)),
     )
     prepared = prepare(job, data_dir=data_dir)
-    with ProgressLine("pretrain", prepared.steps) as line:
-        result, tested = prepared.run(out, resume=resume, progress=lambda record: _show(line, record, job.settings))
+    try:
+        with ProgressLine("pretrain", prepared.steps) as line:
+            result, tested = prepared.run(out, resume=resume, progress=lambda record: _show(line, record, job.settings))
+    except KeyboardInterrupt as error:
+        hint = f"the last whole epoch is kept: go on by `edgeff pretrain ... --out {out} --resume`"
+        raise StoppedError("stopped by SIGINT", hint=hint) from error
     _print_result(result, tested, out, job, as_json=as_json)
 
 

@@ -23,10 +23,11 @@ from edgeff.cli_budget import (
     profile_providers,
     read_block_budgets,
 )
-from edgeff.cli_drive import drive, result_text
+from edgeff.cli_drive import drive, noted_signals, result_text
 from edgeff.cli_options import ARTIFACT, DATA, DATA_DIR, JSON, THREADS, open_checked, refuse_inside
 from edgeff.cli_sign import require_signature_option
 from edgeff.engines import ENGINES, ONNXRUNTIME
+from edgeff.errors import StoppedError
 from edgeff.providers import AUTO, NAMES
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def train_on_device(
     if guard is not None and settings["guard_fraction"]:
         raise click.UsageError("--guard has the rows to judge by: leave --guard-fraction out")
     refuse_inside(out, artifact)
+    # From here on: reading and planning can take a while, and a stop is a stop then too.
+    signals = click.get_current_context().with_resource(noted_signals())
     import edgeff.devices  # noqa: F401  (belongs to the floor)
     from edgeff.runtime.start import start
 
@@ -236,8 +239,12 @@ def train_on_device(
         guard=held_out,
         skipped=checked.skipped,
     )
+    if signals:
+        hint = "nothing was changed: give the same command again"
+        raise StoppedError(f"stopped by {signals[0]}, before the run went on", hint=hint)
     with hints_for_total(over):
-        result = drive(adaptation, StopConditions(max_seconds, max_steps, pause_file), resume=resume)
+        stop = StopConditions(max_seconds, max_steps, pause_file, signals)
+        result = drive(adaptation, stop, resume=resume)
     floor, training = _measured(result)
     found = {"run": str(out), "floor_bytes": floor, "budget_bytes": budget_bytes, "training_bytes": training, **result}
     click.echo(json.dumps(found, indent=2) if as_json else result_text(found))

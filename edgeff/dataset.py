@@ -113,6 +113,11 @@ class Dataset:
                 f"needed {needed} and int64: one for each row"
             )
 
+    @property
+    def counts_from_one(self) -> bool:
+        """Whether the labels are 1..K: all of them are wrong then, not those alone that are no class."""
+        return bool(self.classes and len(self.y) and self.y.min() == 1 and self.y.max() == len(self.classes))
+
     def _check_labels(self) -> None:
         past = len(self.classes) or np.iinfo(np.int64).max
         wrong = np.flatnonzero((self.y < 0) | (self.y >= past))
@@ -120,7 +125,10 @@ class Dataset:
             needed = f"0..{past - 1}" if self.classes else "0 or more"
             raise DataError(
                 f"`{self.name}` has label {self.y[wrong[0]]} in row {wrong[0]}, needed {needed}",
-                hint="labels count from 0 in the order of the class names; on the device see `--skip-bad-rows`",
+                hint=f"its labels are 1..{past}: subtract 1 from all of them"
+                if self.counts_from_one
+                else "labels count from 0 in the order of the class names; `train-on-device --skip-bad-rows` leaves "
+                "such rows out",
             )
 
     def _check_names(self) -> None:
@@ -143,7 +151,7 @@ class Dataset:
                 if len(wrong):
                     raise DataError(
                         f"`{self.name}` has NaN or Inf in row {first + int(wrong[0])}",
-                        hint="leave such rows out (on the device by `--skip-bad-rows`), or fill the values in",
+                        hint="leave such rows out (`train-on-device --skip-bad-rows` does), or fill the values in",
                     )
         return self
 

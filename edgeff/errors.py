@@ -74,6 +74,15 @@ class BudgetError(EdgeffError):
     """A memory budget that cannot hold."""
 
 
+class LoweredBudgetError(BudgetError):
+    """A budget that was lowered while a run was going, below what it needs: it stopped with a checkpoint.
+
+    The exit code is that of `StoppedError`: the run is to be gone on with once there is more memory.
+    """
+
+    exit_code = 75
+
+
 class ExportError(EdgeffError):
     """A model that cannot be lowered to a training graph."""
 

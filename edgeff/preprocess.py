@@ -28,7 +28,7 @@ _MOST_AXES = 6
 
 Shape = tuple[int, ...]
 Axis = int | Literal["auto"] | None
-_MEND = "leave such rows out (on the device by `--skip-bad-rows`), or fill the values in"
+_MEND = "leave such rows out (`train-on-device --skip-bad-rows` does), or fill the values in"
 
 
 @dataclass(frozen=True)

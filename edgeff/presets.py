@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,9 +270,32 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"`{path}` cannot be imported: ModuleNotFoundError: {error}", hint=_BY_ITSELF) from error
     except Exception as error:
         raise ModelError(f"`{path}` cannot be imported: {type(error).__name__}: {error}") from error
+    neighbour = _neighbour(path, module)
+    if neighbour:
+        raise ModelError(f"`{path}` imports `{neighbour}`, which lies beside it", hint=_BY_ITSELF)
     return module
+
+
+# A run without it would be exported as another network once it was changed.
+_BY_ITSELF = "the file is copied into the run by itself: keep your layers in it, or install them as a package"
+
+
+def _neighbour(path: Path, module: ModuleType) -> str:
+    """A module or package in the file's own folder that the file took something from; empty for none."""
+    folder = path.resolve().parent
+    values = list(vars(module).values())
+    names = {value.__name__ for value in values if isinstance(value, ModuleType)}
+    names |= {str(getattr(value, "__module__", "")) for value in values}
+    for name in sorted({name.partition(".")[0] for name in names} - {"", "edgeff", module.__name__}):
+        found = sys.modules.get(name)
+        places = [getattr(found, "__file__", None), *getattr(found, "__path__", [])]
+        if any(place and Path(place).resolve().parent == folder for place in places):
+            return name
+    return ""
 
 
 def build_source(source: Source) -> LocalNetwork:

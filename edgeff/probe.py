@@ -47,7 +47,13 @@ def probe_transform(transform: nn.Module, shape: Shape, dtype: torch.dtype) -> T
                 f"the transform must map (N, *row) to (N, *row), got {tuple(activation.shape)} for N = {count}",
                 hint="keep the batch axis first, and the shape of a row independent of the number of rows",
             )
-    if not torch.allclose(one, three[:1], rtol=1e-3, atol=1e-4 * float(three.abs().max().clamp(min=1e-6))):
+    near = 1e-4 * float(three.abs().max().clamp(min=1e-6))
+    if not torch.allclose(three, _activation(transform, rows), rtol=1e-3, atol=near):
+        raise ModelError(
+            "the transform gives other values for the same rows: its forward draws random numbers",
+            hint="use `torch.nn.Dropout` as a layer, which is turned off where it has to be, not its function",
+        )
+    if not torch.allclose(one, three[:1], rtol=1e-3, atol=near):
         raise ModelError(
             "the transform's output for a row depends on the other rows of the batch, which breaks micro-batches",
             hint="normalise each row by itself, for example with `torch.nn.GroupNorm`",
@@ -69,11 +75,14 @@ def _activation(transform: nn.Module, rows: Tensor) -> Tensor:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ModelError(
             f"the transform fails on rows of shape {tuple(rows.shape[1:])} ({rows.dtype}): {first_line(error)}",
-            hint="check `input_shape` and the block before this one",
+            hint="check `input_shape` and the block before this one; a transform takes one tensor and gives one",
         ) from error
     if not isinstance(activation, Tensor) or not activation.dtype.is_floating_point:
         got = f"a tensor of {activation.dtype}" if isinstance(activation, Tensor) else f"`{type(activation).__name__}`"
-        raise ModelError(f"the transform must return one floating-point tensor, got {got}")
+        raise ModelError(
+            f"the transform must return one floating-point tensor, got {got}",
+            hint="layers that give several, such as recurrent ones, cannot be trained on a device",
+        )
     return activation
 
 

@@ -189,9 +189,12 @@ class RunFolder:
         defaults: dict[str, Any] = {f"setting {key}": one for key, one in PretrainSettings().as_dict().items()}
         defaults["model file"] = _digest(self.path / FACTORY)
         for name, own in self.identity().items():
-            if identity.get(name, defaults.get(name)) != own:
+            if (began := identity.get(name, defaults.get(name))) != own:
+                plain = name.startswith("setting ")
+                values = f": it was {json.dumps(began)}, and now it is {json.dumps(own)}" if plain else ""
                 raise RunError(
-                    f"`{self.path}` cannot be resumed: its {name} differs", hint="resume with what the run began with"
+                    f"`{self.path}` cannot be resumed: its {name} differs{values}",
+                    hint="resume with what the run began with",
                 )
         return state
 

@@ -7,6 +7,7 @@ weights of the best of these are kept: those the network came with, when trainin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +136,7 @@ class Adaptation:
         settings = began.get("settings")
         for key, value in now["settings"].items():
             if not isinstance(settings, dict) or settings.get(key) != value:
-                raise _other_run(self.folder.path, f"setting `{key}`")
+                raise _other_setting(self.folder.path, key, settings, value)
         for key in ("engine", "threads", "micro_batch"):
             if began.get(key) != now[key]:
                 yield Notice(
@@ -210,6 +211,15 @@ def engine_request(engine: Engine) -> dict[str, Any]:
 def _identity(described: object) -> object:
     """Without the name: the same rows may be found by another path."""
     return {**described, "name": ""} if isinstance(described, dict) else described
+
+
+def _other_setting(path: Path, key: str, began: object, now: object) -> RunError:
+    """A setting that is another one than that of the run, with both values: who goes on may have left an option out."""
+    was = began.get(key) if isinstance(began, dict) else None
+    return RunError(
+        f"`{path}` cannot be gone on with: its setting `{key}` was {json.dumps(was)}, and now it is {json.dumps(now)}",
+        hint="give what the run began with (see its `run.json`), or begin another run in another folder",
+    )
 
 
 def _other_run(path: Path, what: str) -> RunError:

@@ -119,9 +119,8 @@ class RunFolder:
             RunError: There is something at the path already, or it cannot be written.
         """
         if os.path.lexists(self.path) and not self.is_blank():
-            raise RunError(
-                f"`{self.path}` exists already", hint="go on with it by `--resume`, or choose another folder"
-            )
+            go_on = "go on with it by `--resume`, or " if os.path.lexists(self.path / RUN) else ""
+            raise RunError(f"`{self.path}` exists already", hint=f"{go_on}choose another folder")
         with writing(self.path):
             if not self.path.is_dir():
                 disk.make_folder(self.path)
@@ -136,7 +135,12 @@ class RunFolder:
         """
         if not self.path.is_dir():
             raise RunError(f"there is no run to go on with at `{self.path}`", hint="begin it without `--resume`")
+        if not os.path.lexists(self.path / RUN):
+            raise self._no_run()
         return _read_json(self.path / RUN)
+
+    def _no_run(self) -> RunError:
+        return RunError(f"`{self.path}` holds no run: it has no `{RUN}`", hint="choose another folder")
 
     def began_with(self) -> AdaptSettings | None:
         """Settings of the run that is here; None where there is none that can be read."""
@@ -421,7 +425,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         with open_plain(path) as stream:
             value = json.loads(stream.read())
     except OSError as error:
-        raise RunError(f"`{path}` cannot be read: {error.strerror or error}") from error
+        raise RunError(f"`{path}` cannot be read: {error.strerror or error}", hint="check its rights") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"`{path}` is damaged: it is not JSON", hint="see what is left by `edgeff fsck`") from error
     if not isinstance(value, dict):

@@ -51,8 +51,9 @@ def over_budget(manifest: Manifest, request: Request, plans: Sequence[Plan]) -> 
     block = max(
         (one for one in smallest.blocks if one.graphs), key=lambda one: one.planned_bytes, default=smallest.blocks[0]
     )
+    schedule = f" by schedule `{request.schedule}`" if request.schedule else ""
     return BudgetError(
-        f"the run needs {needed:,} bytes, the budget is {budget:,}; most goes to block `{block.block}`: "
+        f"the run needs {needed:,} bytes{schedule}, the budget is {budget:,}; most goes to block `{block.block}`: "
         f"{format_bytes(block.planned_bytes)} at micro-batch {block.micro_batch} ({_largest_tensors(manifest, block)})",
         hint=f"give it `--budget {-(-needed // MIB)}MiB`; the smallest budget that works is {needed:,} bytes",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from edgeff.errors import BudgetError
+from edgeff.errors import BudgetError, LoweredBudgetError
 from edgeff.manifest import Manifest
 from edgeff.runtime.meter import Meter
 from edgeff.runtime.plan import plan
@@ -83,8 +83,10 @@ class Watch:
         try:
             found = plan(self._manifest, self._request)
         except BudgetError as error:
-            hint = f"{error.hint}; go on by `--resume` once the budget is no less"
-            raise BudgetError(f"the budget is {format_bytes(budget)} now: {error}", hint=hint) from error
+            # What was asked for on the command line does not count any more.
+            needed = error.hint.rpartition("; ")[2]
+            hint = f"{needed}; raise it where it was lowered, and go on by `--resume`"
+            raise LoweredBudgetError(f"the budget is {format_bytes(budget)} now: {error}", hint=hint) from error
         return Change(found, f"the budget is {format_bytes(budget)} now")
 
     def _for_measured(self, current: Plan) -> Change | None:

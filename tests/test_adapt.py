@@ -419,11 +419,11 @@ def test_another_setting_data_or_artifact_cannot_go_on(make_run, engine, tmp_pat
     list(run.run(stop=stop_after(1)))
     other = write_tiny(tmp_path / "other", Tiny(fusion=(0.5, 1.0)))
     for changed, what in (
-        (make_run(settings=replace(SETTINGS, learning_rate=0.2)), "setting `learning_rate`"),
-        (make_run(dataset=make_dataset(47)), "data"),
-        (make_run(source=other), "artifact"),
+        (make_run(settings=replace(SETTINGS, learning_rate=0.2)), "setting `learning_rate` was 0.1, and now it is 0.2"),
+        (make_run(dataset=make_dataset(47)), "data differs"),
+        (make_run(source=other), "artifact differs"),
     ):
-        with pytest.raises(RunError, match=rf"^`.*run` cannot be gone on with: its {what} differs$") as caught:
+        with pytest.raises(RunError, match=rf"^`.*run` cannot be gone on with: its {what}$") as caught:
             list(changed.run(resume=True))
         assert caught.value.hint
 

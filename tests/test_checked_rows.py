@@ -94,6 +94,12 @@ def test_other_data_are_refused_whatever_is_asked_for(x, classes, skip):
         check_rows(MANIFEST, Dataset("other", x, np.arange(8) % CLASSES, classes), skip=skip)
 
 
+def test_labels_that_count_from_one_are_all_wrong_and_not_left_out_in_part():
+    rows = make_dataset(20)
+    with pytest.raises(DataError, match=f"has label {CLASSES} in row"):
+        check_rows(MANIFEST, replace(rows, y=rows.y + 1), skip=True)
+
+
 def test_labels_that_only_look_like_the_models_are_refused():
     numbered = replace(MANIFEST, classes=tuple(map(str, range(CLASSES))))
     rows = make_dataset(20)

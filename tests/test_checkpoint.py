@@ -271,7 +271,11 @@ def test_a_folder_that_holds_anything_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=rf"^`{tmp_path}` exists already$") as caught:
         RunFolder(tmp_path).create({})
-    assert "`--resume`" in caught.value.hint
+    assert caught.value.hint == "choose another folder"
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RunError) as caught:
+        RunFolder(tmp_path).create({})
+    assert caught.value.hint == "go on with it by `--resume`, or choose another folder"
 
 
 @pytest.mark.parametrize("left", [[], [".run.json.tmp"]])
@@ -288,7 +292,7 @@ def test_a_folder_that_is_not_there_cannot_be_gone_on_with(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"run.json` cannot be read: No such file or directory$"):
+    with pytest.raises(RunError, match=r"^`.*` holds no run: it has no `run.json`$"):
         RunFolder(tmp_path).facts()
 
 

@@ -250,6 +250,24 @@ def test_a_recipe_is_followed_as_if_its_options_had_been_given(tiny: TinyRun, tm
     assert largest_difference(by_recipe, by_options) == 0.0
 
 
+def test_an_interrupted_pretraining_says_how_it_goes_on(
+    tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("pretrain", *HAR, "--data", tiny.own, *SMALL, "--epochs", 2, "--out", tmp_path / "run")
+
+    def interrupt(self: object, record: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("edgeff.cli_pretrain.ProgressLine.note", interrupt)
+        stopped = edgeff(*given)
+    assert stopped.exit_code == 75
+    assert "stopped by SIGINT\n\nhint: the last whole epoch is kept: " in stopped.stderr
+    assert f"go on by `edgeff pretrain ... --out {tmp_path}/run --resume`" in stopped.stderr
+    assert edgeff(*given, "--resume").exit_code == 0
+    assert len(load_run(tmp_path / "run").metrics) == 2
+
+
 def test_ones_own_data_are_not_tested_or_validated_by_a_recipes(tiny: TinyRun, tmp_path: Path) -> None:
     path, rows = recipe_file(tmp_path, tiny.own), tmp_path / "test.npz"
     np.savez(rows, **wave_arrays(90, seed=7))

@@ -189,6 +189,7 @@ def test_a_data_set_whose_parts_fit_passes_the_check() -> None:
         ({"sequence": Y[:, None]}, "`good` has sequence of shape (6, 1) and dtype int64, needed (6,) and int64"),
         ({"span": Y}, "`good` has span of shape (6,) and dtype int64, needed (6, 2) and int64: one for each row"),
         ({"y": Y + 1}, "`good` has label 3 in row 2, needed 0..2"),
+        ({"y": Y + 2}, "`good` has label 3 in row 1, needed 0..2"),
         ({"y": Y - 1}, "`good` has label -1 in row 0, needed 0..2"),
         ({"y": Y - 1, "classes": ()}, "`good` has label -1 in row 0, needed 0 or more"),
         ({"classes": ("a", "b\nc", "d")}, "`good` has the class name 'b\\nc', needed text without control characters"),
@@ -198,6 +199,15 @@ def test_a_data_set_whose_parts_fit_passes_the_check() -> None:
 def test_parts_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:
     error = error_of(lambda: replace(GOOD, **change).check())  # type: ignore[arg-type]
     assert str(error).startswith(message)
+
+
+def test_labels_that_count_from_one_are_told_from_wrong_ones() -> None:
+    assert replace(GOOD, y=Y + 1).counts_from_one
+    assert "subtract 1 from all of them" in error_of(lambda: replace(GOOD, y=Y + 1).check()).hint
+    for y in (Y, Y + 2, np.where(Y == 0, 5, Y)):
+        assert not replace(GOOD, y=y).counts_from_one
+    assert not replace(GOOD, y=Y + 1, classes=()).counts_from_one
+    assert "`train-on-device --skip-bad-rows`" in error_of(lambda: replace(GOOD, y=Y + 2).check()).hint
 
 
 @pytest.mark.parametrize("index", [np.array([4, 0, 0]), np.array([True, False, True, False, False, False])])

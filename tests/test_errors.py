@@ -394,7 +394,7 @@ def test_a_folder_that_is_no_run_is_refused(tiny: TinyRun, tmp_path: Path) -> No
 
 def test_resuming_with_other_settings_or_data_is_refused(tiny: TinyRun, run_folder: Path) -> None:
     message, _ = refused(adapt(tiny, run_folder, "--resume", "--seed", 5))
-    assert message == f"`{run_folder}` cannot be gone on with: its setting `seed` differs"
+    assert message == f"`{run_folder}` cannot be gone on with: its setting `seed` was 0, and now it is 5"
     message, _ = refused(adapt(tiny, run_folder, "--resume", data=tiny.train))
     assert message == f"`{run_folder}` cannot be gone on with: its data differs"
 

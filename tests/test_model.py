@@ -132,6 +132,8 @@ class _Returns(nn.Module):
         (_Returns(lambda x: x.flatten()), r"must map \(N, \*row\) to \(N, \*row\), got \(4,\) for N = 1"),
         (_Returns(lambda x: x @ x.T), r"must map \(N, \*row\) to \(N, \*row\), got \(1, 1\) for N = 1"),
         (_Returns(lambda x: x - x.mean(dim=0)), "output for a row depends on the other rows"),
+        (_Returns(lambda x: torch.dropout(x, 0.5, True)), "other values for the same rows: its forward draws random"),
+        (nn.GRU(4, 4), "must return one floating-point tensor, got `tuple`"),
     ],
 )
 def test_a_transform_that_does_not_treat_rows_one_by_one_is_refused(transform: nn.Module, message: str) -> None:

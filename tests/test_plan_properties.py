@@ -172,7 +172,7 @@ def test_caps_of_blocks_are_kept_too_or_the_block_is_named(one: Asked, data: Any
     if needed:
         fitting = replace(request, budget_bytes=needed)
         assert_fits(plan(one.manifest, fitting), fitting)
-        with pytest.raises(BudgetError, match=f"^the run needs {needed:,} bytes, "):
+        with pytest.raises(BudgetError, match=f"^the run needs {needed:,} bytes(, | by schedule )"):
             plan(one.manifest, replace(request, budget_bytes=needed - 1))
     else:
         with pytest.raises(BudgetError, match=rf"^block `{part.block}` needs [\d,]+ bytes .+, its budget is {cap:,}: "):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,11 +134,43 @@ def test_factories_that_give_no_network_are_refused(factory: str, spec: str, mes
         load_factory(spec.format(file=factory))
 
 
+@pytest.mark.parametrize(
+    ("line", "folder"),
+    [
+        ("import own_layers", ""),
+        ("from own_layers import Layer", ""),
+        ("from own_layers.parts import Layer", "own_layers/"),
+    ],
+)
+def test_a_file_that_imports_its_neighbour_is_refused_for_the_run_would_not_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, folder: str
+) -> None:
+    layers = tmp_path / (f"{folder}parts.py" if folder else "own_layers.py")
+    layers.parent.mkdir(exist_ok=True)
+    layers.write_text("import torch\nclass Layer(torch.nn.ReLU): pass\n")
+    model = tmp_path / "model.py"
+    model.write_text(
+        f"from torch import nn\nfrom edgeff.presets import preset\n{line}\ndef f(): return preset('har-cnn')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m edgeff` has the current folder
+    with pytest.raises(ModelError, match=r"model.py` imports `own_layers`, which lies beside it") as caught:
+        load_factory(f"{model}:f")
+    for name in [name for name in sys.modules if name.startswith("own_layers")]:
+        del sys.modules[name]
+    assert "install them as a package" in caught.value.hint
+    model.write_text(model.read_text().replace(line, ""))
+    assert load_factory(f"{model}:f").name == "har-cnn"
+
+
 def test_a_file_that_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("1/0")
     with pytest.raises(ModelError, match="cannot be imported: ZeroDivisionError"):
         load_factory(f"{path}:f")
+    path.write_text("import no_such_layers")
+    with pytest.raises(ModelError, match="ModuleNotFoundError: No module named 'no_such_layers'") as caught:
+        load_factory(f"{path}:f")
+    assert "the file is copied into the run by itself" in caught.value.hint
     path = tmp_path / "words.txt"
     path.write_text("hello")
     with pytest.raises(ModelError, match="is not a Python file"):

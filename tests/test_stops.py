@@ -119,6 +119,32 @@ def test_limits_that_make_no_sense_are_refused(tiny: TinyRun, tmp_path: Path, op
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["open_artifact", "plan_run"])
+def test_a_signal_while_a_run_is_prepared_is_a_stop_as_well(
+    tiny: TinyRun, tmp_path: Path, device_python: Path, kind: signal.Signals, place: str
+) -> None:
+    program = f"""
+import os, sys
+import edgeff.cli_train as module
+original = module.{place}
+def with_signal(*arguments, **named):
+    os.kill(os.getpid(), {int(kind)})
+    return original(*arguments, **named)
+module.{place} = with_signal
+from edgeff.cli import main
+main(sys.argv[1:])
+"""
+    out = tmp_path / "run"
+    names = ("train-on-device", tiny.artifact, "--data", tiny.own, "--out", out, *ARGUMENTS)
+    done = subprocess.run(
+        [str(device_python), "-c", program, *map(str, names)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 75, done.stderr
+    assert f"Error: stopped by {kind.name}, before the run went on" in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_process_with_a_checkpoint(
     tiny: TinyRun, tmp_path: Path, device_python: Path, kind: signal.Signals
 ) -> None:

@@ -96,7 +96,7 @@ def test_a_study_whose_runs_were_of_something_else_is_refused(recipe: Path, tmp_
     assert edgeff("study", "depth", "--recipe", recipe, "--out", out, *ONCE).exit_code == 0
     other = edgeff("study", "depth", "--recipe", recipe, "--out", out, "--seeds", 1, "--epochs", 2)
     assert other.exit_code == 1
-    assert "cannot be resumed: its setting epochs differs" in other.stderr
+    assert "cannot be resumed: its setting epochs differs: it was 1, and now it is 2" in other.stderr
 
 
 def test_depth_has_every_block_and_the_fused_prediction(recipe: Path, tmp_path: Path) -> None:
