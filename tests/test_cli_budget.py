@@ -240,7 +240,9 @@ def test_a_control_file_that_asks_for_too_little_stops_the_run_which_resume_take
     control.write_text('{"budget": "64 KiB"}')
     options = ("--budget", "64MiB", "--control", control, "--json")
     message, hint = refused(run_device("-m", "edgeff", *arguments(made, out, *options)), 75)
-    assert re.match(r"the budget is 64 KiB now: the run needs [\d,]+ bytes by schedule `\w+`, the budget is 65,536; ", message)
+    assert re.match(
+        r"the budget is 64 KiB now: the run needs [\d,]+ bytes by schedule `\w+`, the budget is 65,536; ", message
+    )
     told = r"the smallest budget that works is [\d,]+ bytes; raise it where it was lowered, and go on by `--resume`"
     assert re.fullmatch(told, hint)
     assert (out / "checkpoint.safetensors").exists()

@@ -286,7 +286,9 @@ def test_a_budget_that_holds_nothing_names_the_block_its_largest_tensors_and_wha
         planned(manifest, budget_bytes=MIB)
     message, needed = str(caught.value), smallest_budget(manifest, Request(batch_size=8, schedule="sweep"))
     by = " by schedule `sweep`"  # by another one it may need less
-    assert message.startswith(f"the run needs {needed:,} bytes{by}, the budget is {MIB:,}; most goes to block `block2`: ")
+    assert message.startswith(
+        f"the run needs {needed:,} bytes{by}, the budget is {MIB:,}; most goes to block `block2`: "
+    )
     with pytest.raises(BudgetError, match=r"^the run needs [0-9,]+ bytes, the budget is"):
         planned(manifest, budget_bytes=MIB, schedule=None)
     assert "at micro-batch 1 (`relu_1` of Relu 879 KiB, " in message

@@ -177,7 +177,9 @@ def test_a_smaller_plan_for_want_of_room_keeps_no_arena() -> None:
 
 def test_a_budget_into_which_nothing_fits_is_refused() -> None:
     watch, current, _ = watching(64 * MIB, lambda: 1000)
-    with pytest.raises(BudgetError, match=r"^the budget is 1,?000 B now: the run needs [\d,]+ bytes by schedule `\w+`, ") as caught:
+    with pytest.raises(
+        BudgetError, match=r"^the budget is 1,?000 B now: the run needs [\d,]+ bytes by schedule `\w+`, "
+    ) as caught:
         watch.look(current)
     assert caught.value.hint.endswith(" bytes; raise it where it was lowered, and go on by `--resume`")
     assert "--budget" not in caught.value.hint  # it does not count any more
