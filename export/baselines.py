@@ -20,7 +20,7 @@ from edgeff.blocks import LocalBlock
 from edgeff.export.check import MICRO_BATCHES
 from edgeff.export.checkpointing import can_be_checkpointed, checkpointed
 from edgeff.export.compiled import CompiledBlock, described
-from edgeff.export.graphs import BlockGraphs, in_order, lowered_block
+from edgeff.export.graphs import BlockGraphs, compile_block, in_order
 from edgeff.manifest import CheckResults, FileSpec, GraphKind, GraphSpec, Manifest, TensorSpec
 from edgeff.manifest_json import to_json
 from edgeff.manifest_rules import referenced_files
@@ -49,12 +49,13 @@ def baseline_files(
     """
     whole = network.regroup("whole", "last").sequence[0]
     whole.name = BASELINE_BLOCK
-    graphs = lowered_block(
+    graphs = compile_block(
         whole,
         optimizer_spec=manifest.optimizer,
         input_dtype=manifest.features.dtype,
         last=True,
         dropout=dropout,
+        ordered=False,
     )
     found: dict[str, bytes] = {}
     variants = _variants(graphs)

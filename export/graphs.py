@@ -7,7 +7,7 @@ for byte: an artifact holds such a graph once, and a device loads it once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx
 import torch
@@ -34,7 +34,7 @@ class BlockGraphs:
     """A block's update.
 
     Attributes:
-        models: By kind; in-place safe, but for those of `lowered_block`.
+        models: By kind; in-place safe where they are in order.
         parameters: Trained tensors by name.
         buffers: Constant tensors that some graph reads, by name.
     """
@@ -52,6 +52,7 @@ def compile_block(
     last: bool,
     dropout: bool = False,
     target: str = CPU,
+    ordered: bool = True,
 ) -> BlockGraphs:
     """Trace a block's update and lower it to its four graphs, ready to be checked and written.
 
@@ -62,37 +63,11 @@ def compile_block(
         last: Leave the hand-over out: nothing follows.
         dropout: Keep the block's dropout layers on in `step` and `accumulate`, drawn from a `seed` input.
         target: Whose forms the graphs are in (`edgeff.export.targets`).
+        ordered: False for graphs that are still to be rewritten; `in_order` comes after that.
 
     Raises:
         ExportError: The block cannot be lowered; names block and operator.
     """
-    graphs = lowered_block(
-        block, optimizer_spec=optimizer_spec, input_dtype=input_dtype, last=last, dropout=dropout, target=target
-    )
-    return replace(graphs, models=in_order(graphs.models, block=str(block.name)))
-
-
-def in_order(models: Mapping[GraphKind, onnx.ModelProto], *, block: str) -> dict[GraphKind, onnx.ModelProto]:
-    """Copies that renew tensors in place safely, their nodes in the order that holds the fewest bytes."""
-    found = {}
-    for kind, model in models.items():
-        found[kind] = onnx.ModelProto()
-        found[kind].CopyFrom(model)
-        ordered_in_place(found[kind], block=block, kind=kind)
-        order_for_memory(found[kind])
-    return found
-
-
-def lowered_block(
-    block: nn.Module,
-    *,
-    optimizer_spec: OptimizerSpec,
-    input_dtype: str,
-    last: bool,
-    dropout: bool = False,
-    target: str = CPU,
-) -> BlockGraphs:
-    """As `compile_block`, with graphs that may still be rewritten: `in_order` comes after that."""
     parameters, buffers = block_tensors(block)
     _check_tensors(block, parameters)
     native = frozenset(TRANSLATIONS)
@@ -108,12 +83,25 @@ def lowered_block(
         "forward": _forward(plain, shapes, last),
     }
     models = {kind: for_target(model, target) for kind, model in models.items()}
+    if ordered:
+        models = in_order(models, block=str(block.name))
     read = {name for model in models.values() for name in (value.name for value in model.graph.input)}
     return BlockGraphs(
         models=models,
         parameters=parameters,
         buffers={name: tensor for name, tensor in buffers.items() if f"buffer.{name}" in read},
     )
+
+
+def in_order(models: Mapping[GraphKind, onnx.ModelProto], *, block: str) -> dict[GraphKind, onnx.ModelProto]:
+    """Copies that renew tensors in place safely, their nodes in the order that holds the fewest bytes."""
+    found = {}
+    for kind, model in models.items():
+        found[kind] = onnx.ModelProto()
+        found[kind].CopyFrom(model)
+        ordered_in_place(found[kind], block=block, kind=kind)
+        order_for_memory(found[kind])
+    return found
 
 
 def objective_model(block: nn.Module, *, input_dtype: str, last: bool, dropout: bool = False) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ from torch import nn
 from edgeff.errors import ExportError
 from edgeff.export.check import check_block, check_standard, make_trial, run_in_place, session
 from edgeff.export.checkpointing import can_be_checkpointed, checkpointed, peak_bytes
-from edgeff.export.graphs import BlockGraphs, in_order, lowered_block
+from edgeff.export.graphs import BlockGraphs, compile_block, in_order
 from edgeff.export.inplace import in_place_pairs, unsafe_readers
 from edgeff.model import LocalBlock, LocalNetwork
 
@@ -60,7 +60,7 @@ def whole(name: str) -> tuple[nn.Module, BlockGraphs]:
     torch.manual_seed(0)
     network = LocalNetwork(NETWORKS[name](), input_shape=(3, 16, 16), classes=CLASSES)
     block = network.regroup("whole", "last").sequence[0]
-    return block, lowered_block(block, optimizer_spec=ADAMW, input_dtype="float32", last=True)
+    return block, compile_block(block, optimizer_spec=ADAMW, input_dtype="float32", last=True, ordered=False)
 
 
 def again_in_order(graphs: BlockGraphs, kind: Any) -> onnx.ModelProto:
@@ -114,7 +114,9 @@ def test_a_longer_network_holds_about_the_root_of_its_length_more() -> None:
         torch.manual_seed(0)
         blocks = [layer(3), *(layer(6) for _ in range(depth - 1))]
         network = LocalNetwork(blocks, input_shape=(3, 16, 16), classes=CLASSES).regroup("whole", "last")
-        graphs = lowered_block(network.sequence[0], optimizer_spec=ADAMW, input_dtype="float32", last=True)
+        graphs = compile_block(
+            network.sequence[0], optimizer_spec=ADAMW, input_dtype="float32", last=True, ordered=False
+        )
         plain = in_order(graphs.models, block="network")["accumulate"]
         return peak_bytes(again_in_order(graphs, "accumulate") if again else plain, ROWS)
 
@@ -126,7 +128,9 @@ def test_a_network_without_a_place_to_cut_is_refused() -> None:
     torch.manual_seed(0)
     network = LocalNetwork([LocalBlock(nn.Flatten())], input_shape=(4,), classes=CLASSES)
     block = network.sequence[0]
-    model = lowered_block(block, optimizer_spec=ADAMW, input_dtype="float32", last=True).models["accumulate"]
+    model = compile_block(block, optimizer_spec=ADAMW, input_dtype="float32", last=True, ordered=False).models[
+        "accumulate"
+    ]
     uncut = onnx.ModelProto()
     uncut.CopyFrom(model)
     loss = next(node for node in uncut.graph.node if "loss" in node.output)
