@@ -28,6 +28,9 @@ _ENDLESS = 2**62
 # Lengths that a graph does not fit into are known less exactly than where its tensors lie: by this part of them
 # onnxruntime was seen to need more.
 _INEXACT = 1 / 16
+# Nodes that are placed in looking for a shorter length: seconds for a large network. Of thousands of steps the last gain
+# little, and a graph of all layers of one would take an hour for all of them.
+VISITS = 400_000
 
 
 def arena_line(model: onnx.ModelProto, rows: Sequence[int] = ROWS) -> Line:
@@ -45,16 +48,19 @@ def arena_line(model: onnx.ModelProto, rows: Sequence[int] = ROWS) -> Line:
     return Line(max(0, above), slope)
 
 
-def enough(tensors: Tensors, order: Sequence[int], rows: int) -> int:
-    """Bytes of a stretch that is long enough, as is every longer one."""
-    arena = placed(tensors, order, rows)
+def enough(tensors: Tensors, order: Sequence[int], rows: int, visits: int = VISITS) -> int:
+    """Bytes of a stretch that is long enough, as is every longer one; the shortest such, as far as `visits` go."""
+    moves = _moves(tensors, order, rows)
+    arena = _placed(moves, _ENDLESS)
     shortest, length = arena.length, arena.same_from
-    while length > shortest:
-        arena = placed(tensors, order, rows, length - 1)
+    for _ in range(visits // max(1, len(order))):
+        if length <= shortest:
+            break
+        arena = _placed(moves, length - 1)
         if not arena.fits:
-            return length + int(shortest * _INEXACT)
+            break
         length = arena.same_from
-    return shortest
+    return shortest if length <= shortest else length + int(shortest * _INEXACT)
 
 
 def stretch(tensors: Tensors, order: Sequence[int], rows: int) -> int:
@@ -64,18 +70,36 @@ def stretch(tensors: Tensors, order: Sequence[int], rows: int) -> int:
 
 def placed(tensors: Tensors, order: Sequence[int], rows: int, end: int = _ENDLESS) -> Arena:
     """A stretch of `end` bytes as a run leaves it, or as it was when something did not fit."""
+    return _placed(_moves(tensors, order, rows), end)
+
+
+# Of a node: the tensors that it makes with their bytes, its workspace, and the tensors that nobody needs after it.
+_Move = tuple[Sequence[tuple[int, int]], int, Sequence[tuple[int, int]]]
+
+
+def _moves(tensors: Tensors, order: Sequence[int], rows: int) -> list[_Move]:
     sizes = [_rounded(one.at(rows)) for one in tensors.held]
+    return [
+        (
+            [(number, sizes[number]) for number in tensors.makes[node]],
+            _rounded(tensors.workspace[node].at(rows)),
+            [(number, sizes[number]) for number in ending],
+        )
+        for node, ending in zip(order, last_reads(tensors, order), strict=True)
+    ]
+
+
+def _placed(moves: Sequence[_Move], end: int) -> Arena:
     arena, lying = Arena(end), dict[int, int]()
-    for node, ending in zip(order, last_reads(tensors, order), strict=True):
-        for number in tensors.makes[node]:
-            lying[number] = arena.take(sizes[number])
-        own = _rounded(tensors.workspace[node].at(rows))
+    for makes, own, ending in moves:
+        for number, size in makes:
+            lying[number] = arena.take(size)
         if own:
             arena.give_back(arena.take(own), own)
         if not arena.fits:
             break
-        for number in ending:
-            arena.give_back(lying.pop(number), sizes[number])
+        for number, size in ending:
+            arena.give_back(lying.pop(number), size)
     return arena
 
 
