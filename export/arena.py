@@ -28,7 +28,7 @@ _ENDLESS = 2**62
 # Lengths that a graph does not fit into are known less exactly than where its tensors lie: by this part of them
 # onnxruntime was seen to need more.
 _INEXACT = 1 / 16
-# Nodes that are placed in looking for a shorter length: seconds for a large network. Of thousands of steps the last ones
+# Nodes that are placed in looking for a shorter length: seconds for a large network. Of thousands of steps the last
 # gain little, and a graph of all layers of one would take an hour for all of them.
 VISITS = 400_000
 

@@ -213,6 +213,10 @@ def test_every_stretch_that_is_longer_than_enough_is_long_enough(name: str) -> N
         fits = [placed(tensors, order, 5, end).fits for end in range(least, 2 * least, GRAIN)]
         assert all(fits[(sure - least) // GRAIN :])
         assert all(fits) == (least == sure)
+        # Broken off after a step, the search gives a longer one, which is long enough as well.
+        early = enough(tensors, order, 5, visits=len(order))
+        assert early >= sure
+        assert all(fits[(early - least) // GRAIN :])
 
 
 def test_the_shared_update_has_a_line_in_the_numbers_that_it_updates() -> None:
