@@ -249,7 +249,9 @@ def test_a_measurement_is_a_run_in_a_process_of_its_own(artifact: Artifact, meth
 
 
 def test_a_measurement_that_fails_says_why_in_one_line(artifact: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^a measurement failed: the run needs [0-9,]+ bytes, the budget is 1,000;"):
+    with pytest.raises(
+        RunError, match=r"^a measurement failed: the run needs [0-9,]+ bytes by schedule `sweep`, the budget is 1,000;"
+    ):
         measure_method(artifact.path, "sweep", batch_size=BATCH, budget_bytes=1000, repeats=1)
     with pytest.raises(RunError, match="does not exist"):
         measure_method(tmp_path / "none", "sweep", batch_size=BATCH, repeats=1)

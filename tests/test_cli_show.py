@@ -171,7 +171,7 @@ def test_a_device_whose_memory_does_not_suffice_is_told_so_with_what_is_needed(t
     assert one.device.budget_bytes == 500_000
     for row, least in zip(one.rows, report.least, strict=True):
         assert (row.fits, row.micro_batch, row.planned_bytes) == (False, None, least.planned_bytes)
-        assert re.match(r"the run needs [\d,]+ bytes, the budget is 500,000; ", row.reason)
+        assert re.match(r"the run needs [\d,]+ bytes by schedule `\w+`, the budget is 500,000; ", row.reason)
     none = device_of(replace(profile, app_ram=replace(profile.app_ram, value=1_000)))
     assert none.budget_bytes == 0
     assert none.refusal.startswith("the floor alone is ")

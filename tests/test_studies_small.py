@@ -136,6 +136,7 @@ def test_the_audit_tells_whether_its_aim_is_met(tmp_path: Path, monkeypatch: pyt
             self.rows_per_s = 8.0 if method in systems.OWN else 5.0
 
     turns: list[str] = []
+    checked: list[str] = []
 
     def own(path: Path, method: str, *, micro_batch: int, **told: object) -> Own:
         assert told == {"batch_size": systems.BATCH, "threads": 1, "repeats": 1, "python": str(interpreter)}
@@ -151,12 +152,14 @@ def test_the_audit_tells_whether_its_aim_is_met(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(systems, "_artifact", lambda out, *_: out)
     monkeypatch.setattr(systems, "measure_method", own)
     monkeypatch.setattr(systems, "measure_torch", torch_run)
+    monkeypatch.setattr(systems, "check_interpreter", checked.append)
     interpreter = tmp_path / "python"
     interpreter.symlink_to(sys.executable)
     result = edgeff("study", "systems", "--out", tmp_path / "out", "--seeds", 3, "--device-python", interpreter)
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "out" / "systems.csv")
     assert len(rows) == 18
+    assert checked == [str(interpreter)]
     assert turns == 3 * (8 * ["torch"] + 10 * ["own"])  # by turns, not one row after another
     sizes = [int(row["training_bytes"]) for row in rows]
     assert sizes == sorted(sizes)
