@@ -132,11 +132,14 @@ class Adaptation:
             ("guard_data", "guard data"),
         ):
             if _identity(began.get(key)) != _identity(now.get(key)):
-                raise _other_run(self.folder.path, what)
+                raise _other_run(self.folder.path, f"{what} differs")
         settings = began.get("settings")
         for key, value in now["settings"].items():
             if not isinstance(settings, dict) or settings.get(key) != value:
-                raise _other_setting(self.folder.path, key, settings, value)
+                # Both values: who goes on may have left an option out.
+                was = settings.get(key) if isinstance(settings, dict) else None
+                changed = f"was {json.dumps(was)}, and now it is {json.dumps(value)}"
+                raise _other_run(self.folder.path, f"setting `{key}` {changed}")
         for key in ("engine", "threads", "micro_batch"):
             if began.get(key) != now[key]:
                 yield Notice(
@@ -213,17 +216,8 @@ def _identity(described: object) -> object:
     return {**described, "name": ""} if isinstance(described, dict) else described
 
 
-def _other_setting(path: Path, key: str, began: object, now: object) -> RunError:
-    """A setting that is another one than that of the run, with both values: who goes on may have left an option out."""
-    was = began.get(key) if isinstance(began, dict) else None
-    return RunError(
-        f"`{path}` cannot be gone on with: its setting `{key}` was {json.dumps(was)}, and now it is {json.dumps(now)}",
-        hint="give what the run began with (see its `run.json`), or begin another run in another folder",
-    )
-
-
 def _other_run(path: Path, what: str) -> RunError:
     return RunError(
-        f"`{path}` cannot be gone on with: its {what} differs",
+        f"`{path}` cannot be gone on with: its {what}",
         hint="give what the run began with (see its `run.json`), or begin another run in another folder",
     )

@@ -136,11 +136,8 @@ class RunFolder:
         if not self.path.is_dir():
             raise RunError(f"there is no run to go on with at `{self.path}`", hint="begin it without `--resume`")
         if not os.path.lexists(self.path / RUN):
-            raise self._no_run()
+            raise RunError(f"`{self.path}` holds no run: it has no `{RUN}`", hint="choose another folder")
         return _read_json(self.path / RUN)
-
-    def _no_run(self) -> RunError:
-        return RunError(f"`{self.path}` holds no run: it has no `{RUN}`", hint="choose another folder")
 
     def began_with(self) -> AdaptSettings | None:
         """Settings of the run that is here; None where there is none that can be read."""
