@@ -117,7 +117,7 @@ def sweep(training: Training) -> Callable[[int], float]:
         training.artifact,
         training.engine,
         trained=[block.name for block in training.artifact.manifest.blocks],
-        accumulate=any("accumulate" in part.graphs for part in plan.blocks),
+        accumulate=any("apply" in part.graphs for part in plan.blocks),
     )
     updates = training.trainer(network, training.x, training.y)
 
@@ -176,7 +176,7 @@ class Stages:
 
     def update(self, x: Rows, y: Array, block: int, count: int) -> float:
         """Seconds for some updates of a block."""
-        accumulate = "accumulate" in self.training.plan.blocks[block].graphs
+        accumulate = "apply" in self.training.plan.blocks[block].graphs
         network = self.on_disk.holding(block, accumulate=accumulate)
         updates = self.training.trainer(network, x, y, only=block)
         return sum(next(updates).seconds for _ in range(count))

@@ -17,18 +17,21 @@ INPUT_ROLES: Mapping[GraphKind, tuple[str, ...]] = {
     "accumulate": ("x", "y", "row_weight", "seed", "parameter", "buffer", "gradient"),
     "apply": ("rate", "parameter", "state", "gradient"),
     "forward": ("x", "parameter", "buffer"),
+    "fast_accumulate": ("x", "y", "row_weight", "seed", "parameter", "buffer", "gradient"),
 }
 UPDATED_ROLES: Mapping[GraphKind, tuple[str, ...]] = {
     "step": ("parameter", "state"),
     "accumulate": ("gradient",),
     "apply": ("parameter", "state"),
     "forward": (),
+    "fast_accumulate": ("gradient",),
 }
 RESULTS: Mapping[GraphKind, tuple[str, ...]] = {
     "step": ("loss", "handover", "log_probabilities"),
     "accumulate": ("loss", "handover", "log_probabilities"),
     "apply": (),
     "forward": ("handover", "log_probabilities"),
+    "fast_accumulate": ("loss", "handover", "log_probabilities"),
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FORMAT = "edgeff-artifact"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1,
@@ -27,8 +27,10 @@ ITEM_BYTES: Mapping[str, int] = {
     "float64": 8,
 }
 
-GraphKind = Literal["step", "accumulate", "apply", "forward"]
+GraphKind = Literal["step", "accumulate", "apply", "forward", "fast_accumulate"]
 GRAPH_KINDS: tuple[GraphKind, ...] = ("step", "accumulate", "apply", "forward")
+# What a block may have beside them: another way to the same results, in less time and more bytes.
+OPTIONAL_GRAPH_KINDS: tuple[GraphKind, ...] = ("fast_accumulate",)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from edgeff.manifest import (
     FORMAT_VERSION,
     GRAPH_KINDS,
     ITEM_BYTES,
+    OPTIONAL_GRAPH_KINDS,
     BlockSpec,
     CheckResults,
     FileSpec,
@@ -237,7 +238,8 @@ def _training(node: Node) -> TrainingDefaults:
 def _block(node: Node) -> BlockSpec:
     fields = node.fields(*(field.name for field in dataclasses.fields(BlockSpec)))
     handover = fields["handover"].optional()
-    graphs = fields["graphs"].fields(*GRAPH_KINDS)
+    optional = [kind for kind in OPTIONAL_GRAPH_KINDS if kind in fields["graphs"].mapping()]
+    graphs = fields["graphs"].fields(*GRAPH_KINDS, *optional)
     return BlockSpec(
         name=fields["name"].name(),
         input=fields["input"].once(_tensor),
@@ -245,7 +247,7 @@ def _block(node: Node) -> BlockSpec:
         parameters=fields["parameters"].once(_tensors),
         buffers=fields["buffers"].once(_tensors),
         slots=fields["slots"].once(_names),
-        graphs={kind: graphs[kind].once(_graph) for kind in GRAPH_KINDS},
+        graphs={kind: graphs[kind].once(_graph) for kind in (*GRAPH_KINDS, *optional)},
         objective=fields["objective"].once(_free_object),
         rows_together=fields["rows_together"].integer(minimum=1),
     )

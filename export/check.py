@@ -228,9 +228,11 @@ def make_trial(
         **{f"state.{slot}.{name}": value for name, slots_ in state.items() for slot, value in slots_.items()},
     }
     feeds |= _flat(feeds)
+    accumulated = {**trained, **{f"new.gradient.{n}": sums[n] + g for n, g in gradients.items()}}
     outputs: dict[GraphKind, dict[str, torch.Tensor]] = {
         "step": {**trained, **_updated(spec, parameters, gradients, state, scalars)},
-        "accumulate": {**trained, **{f"new.gradient.{n}": sums[n] + g for n, g in gradients.items()}},
+        "accumulate": accumulated,
+        "fast_accumulate": accumulated,
         "apply": _flat(_updated(spec, parameters, sums, state, scalars)),
         "forward": plain,
     }

@@ -1,4 +1,4 @@
-"""The four graphs of a block, from one trace.
+"""The graphs of a block, from one trace.
 
 Nothing in a graph tells which block it is of, so that blocks of the same layers and sizes have the same graphs, byte
 for byte: an artifact holds such a graph once, and a device loads it once.
@@ -54,7 +54,7 @@ def compile_block(
     target: str = CPU,
     ordered: bool = True,
 ) -> BlockGraphs:
-    """Trace a block's update and lower it to its four graphs, ready to be checked and written.
+    """Trace a block's update and lower it to its graphs, ready to be checked and written.
 
     Args:
         block: A `LocalBlock`, `ChainedBlock` or anything with their methods; float32 parameters.
@@ -82,6 +82,9 @@ def compile_block(
         "apply": apply_model(optimizer_spec),
         "forward": _forward(plain, shapes, last),
     }
+    fast = _accumulate(traced, shapes, last, fast=True)
+    if target == CPU and fast != models["accumulate"]:
+        models["fast_accumulate"] = fast
     models = {kind: for_target(model, target) for kind, model in models.items()}
     if ordered:
         models = in_order(models, block=str(block.name))
@@ -186,8 +189,8 @@ def _step(traced: TracedBlock, inputs: _Inputs, spec: OptimizerSpec, last: bool)
     return graph.to_model("step")
 
 
-def _accumulate(traced: TracedBlock, inputs: _Inputs, last: bool) -> onnx.ModelProto:
-    graph = Graph()
+def _accumulate(traced: TracedBlock, inputs: _Inputs, last: bool, *, fast: bool = False) -> onnx.ModelProto:
+    graph = Graph(fast=fast)
     gradients = [f"gradient.{name}" for name in inputs.parameters]
     outputs = _learning_outputs(traced, last)
     found = lower(traced, graph, inputs.traced(graph), [*outputs, *gradients], block=inputs.block)

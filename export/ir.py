@@ -141,6 +141,7 @@ class Graph:
         nodes: In the order of emission.
         constants: Initialisers by name.
         producers: The node that makes each value.
+        fast: Operators take forms that need less time and more bytes, where they have any.
         inputs: Names, in order.
         outputs: Names, in order.
     """
@@ -151,6 +152,7 @@ class Graph:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     producers: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    fast: bool = False
     _known: dict[tuple[Any, ...], tuple[Value, ...]] = field(default_factory=dict)
 
     def input(self, name: str, shape: Shape, dtype: str = "float32") -> Value:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeff.export import winograd
 from edgeff.export.ir import ONE_SUM, Graph, Rows, Shape, Value
 from edgeff.export.lowering import Call, Lowered, translates
 
@@ -25,6 +26,10 @@ def _convolution(call: Call) -> Lowered:
     if call.argument(6):
         raise ValueError("transposed convolutions are not supported")
     weight = call.tensor(1)
+    window = Window(stride, padding, dilation, weight.shape[2:])
+    how = _tiles(call.graph, call.tensor(0), weight, window, call.argument(8))
+    if how is not None:
+        return winograd.convolution(call.graph, call.tensor(0), weight, call.optional(2), how)
     attributes = {
         "kernel_shape": list(weight.shape[2:]),
         "strides": stride,
@@ -51,6 +56,23 @@ def _convolution_backward(call: Call) -> Lowered:
     )
 
 
+def _tiles(graph: Graph, x: Value, weight: Value, window: Window, groups: int) -> winograd.Tiles | None:
+    """How to cut the maps of a convolution, where the graph takes such forms and it is worth while."""
+    if not graph.fast or len(x.shape) != 4:
+        return None
+    outs, ins = _numbers(weight.shape[:2])
+    return winograd.tiles(
+        ins,
+        outs,
+        _numbers(x.shape[2:]),
+        window.kernel,
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        groups=groups,
+    )
+
+
 class Window:
     """How a kernel moves over a map: per spatial axis."""
 
@@ -72,6 +94,9 @@ class Window:
 
 
 def _input_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, window: Window, groups: int) -> Value:
+    how = _tiles(graph, x, weight, window, groups)
+    if how is not None:
+        return winograd.input_gradient(graph, gradient, weight, how)
     attributes = {
         "kernel_shape": window.kernel,
         "strides": window.stride,
@@ -85,6 +110,9 @@ def _input_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, wind
 
 def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, window: Window, groups: int) -> Value:
     """dL/dW[o, i, k] = sum over rows n and places p of dL/dy[n, o, p] x[n, i, p * stride + k * dilation - padding]."""
+    how = _tiles(graph, x, weight, window, groups)
+    if how is not None:
+        return winograd.weight_gradient(graph, gradient, x, weight, how)
     out_channels, in_channels = _numbers(weight.shape[:2])
     padding = [0, 0, *window.padding]
     if in_channels == 1 and groups > 1:

@@ -2,10 +2,10 @@
 
 A liveness pass over the nodes in the order in which onnxruntime runs them: a tensor lives from the node that makes it
 to its last reader. Graph inputs and outputs are not counted, since the runtime owns their buffers. Views (a reshape,
-say) share the bytes of what they show, and so does a Relu that onnxruntime runs inside a convolution or Gemm. No other
-operator is taken to write over its operand: most kernels (all arithmetic among them) never do, and the others only
-where onnxruntime can prove two shapes equal. What a kernel takes for itself while it runs (`edgeff.export.workspace`)
-is added.
+say) share the bytes of what they show, and so do a Relu that onnxruntime runs inside a convolution or Gemm, and a
+matrix that it reads the other way round instead of transposing it. No other operator is taken to write over its
+operand: most kernels (all arithmetic among them) never do, and the others only where onnxruntime can prove two shapes
+equal. What a kernel takes for itself while it runs (`edgeff.export.workspace`) is added.
 """
 
 from __future__ import annotations
@@ -173,13 +173,13 @@ def envelope(found: Iterable[Moment]) -> tuple[Moment, ...]:
 def _owners(graph: onnx.GraphProto) -> dict[str, str]:
     """What each view shows."""
     given = {value.name for value in graph.output}
-    fused = _fused(graph.node, given)
+    fused, turned = _fused(graph.node, given), _turned(graph.node, given)
     owner: dict[str, str] = {}
     for node in graph.node:
         name = node.output[0]
         if name in fused and name in given:  # the caller's bytes: the node before writes into them
             owner[node.input[0]] = name
-        elif name in fused or node.op_type in VIEWS:
+        elif name in fused or name in turned or node.op_type in VIEWS:
             owner[name] = owner.get(node.input[0], node.input[0])
     return owner
 
@@ -189,3 +189,20 @@ def _fused(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> set[str]:
     readers = Counter([*given, *(name for node in nodes for name in node.input)])
     alone = {node.output[0] for node in nodes if node.op_type in _FUSING and readers[node.output[0]] == 1}
     return {node.output[0] for node in nodes if node.op_type == "Relu" and node.input[0] in alone}
+
+
+def _turned(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> set[str]:
+    """Transposed matrices that only matrix products read: onnxruntime lets these read what is transposed."""
+    others = {name for node in nodes if node.op_type != "MatMul" for name in node.input}
+    return {
+        node.output[0]
+        for node in nodes
+        if node.op_type == "Transpose" and _turns_matrices(node) and node.output[0] not in others | {*given}
+    }
+
+
+def _turns_matrices(node: onnx.NodeProto) -> bool:
+    """Whether a Transpose swaps the last two axes and no others."""
+    order = list(node.attribute[0].ints)
+    last = len(order) - 1
+    return order == [*range(last - 1), last, last - 1]

@@ -32,7 +32,7 @@ from edgeff.export.compiled import CompiledBlock, graph_spec, serialised
 from edgeff.export.differentiable import differentiable
 from edgeff.export.graphs import objective_model
 from edgeff.export.ir import IR_VERSION, OPSET
-from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, OptimizerSpec
+from edgeff.manifest import GRAPH_KINDS, BlockSpec, GraphKind, GraphSpec, OptimizerSpec
 from edgeff.optimizer import optimizer, rates
 from edgeff.temperature import ClarityTemperature
 
@@ -329,7 +329,8 @@ def _exchanged(spec: BlockSpec, training: onnx.ModelProto, name: str) -> BlockSp
     )
     # The operator writes over what it reads and needs nothing beside it.
     apply = GraphSpec(f"{TRAINING_FOLDER}{name}/{OPTIMIZER_MODEL}", (), (), nodes=1, transient=())
-    graphs: dict[GraphKind, GraphSpec] = {**spec.graphs, "accumulate": accumulate, "apply": apply}
+    graphs: dict[GraphKind, GraphSpec] = {kind: spec.graphs[kind] for kind in GRAPH_KINDS}
+    graphs |= {"accumulate": accumulate, "apply": apply}
     return replace(spec, graphs=graphs)
 
 

@@ -203,12 +203,13 @@ def engine_request(engine: Engine) -> dict[str, Any]:
     """What an engine asks of the planner; attributes of the request.
 
     One with copies of its own runs in memory of its own; one that keeps gradients sums them in any case. What a
-    provider takes for itself nobody can tell beforehand.
+    provider takes for itself nobody can tell beforehand, and which forms are fast on it neither.
     """
     if not engine.has_copies:
         return {}
     summed = {"updates": "accumulated"} if engine.keeps_gradients else {}
-    return {"arena": False, "engine_copies": True, "uniform": engine.memory() is not None, **summed}
+    memory = engine.memory() is not None
+    return {"arena": False, "engine_copies": True, "fast": False, "uniform": memory, **summed}
 
 
 def _identity(described: object) -> object:

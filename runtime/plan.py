@@ -27,6 +27,10 @@ from edgeff.runtime.plan_bytes import (
 from edgeff.runtime.plan_parts import BlockPlan, Bytes, Features, Phase, Plan, Request, Schedule
 from edgeff.runtime.plan_refusals import by_memory, check_block_budgets, over_budget, over_cap
 
+# Does the work of `accumulate` in less time.
+FAST: GraphKind = "fast_accumulate"
+Kinds = Sequence[tuple[GraphKind, ...]]
+
 FEATURE_BYTES: Mapping[Features, int] = {"float32": 4, "float16": 2, "uint8": 1}
 # How often a group of rows is there in float32 while it is read from a file of features or written to one.
 READ_COPIES: Mapping[Features, float] = {"rerun": 1, "float32": 1, "float16": 1.5, "uint8": 2.25}
@@ -71,11 +75,12 @@ def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator
     """Everything that could be done, from which the best is chosen."""
     for rows, one in product(_passing_sizes(manifest, request), with_and_without_arena(request)):
         for whole in _wholes(manifest, request, rows):
-            if schedule == "sweep":
-                yield _sweep(manifest, one, rows, whole)
-            else:
-                for features in _features(request):
-                    yield _stage(manifest, one, rows, whole, features)
+            for kinds in _choices_of_graphs(manifest, one, rows, whole):
+                if schedule == "sweep":
+                    yield _sweep(manifest, one, rows, whole, kinds)
+                else:
+                    for features in _features(request):
+                        yield _stage(manifest, one, rows, whole, kinds, features)
 
 
 def rows_together(manifest: Manifest, trained: Collection[str] | None) -> int:
@@ -131,8 +136,7 @@ def _features(request: Request) -> Sequence[Features]:
     return ("float32", "rerun") if request.features is None else (request.features,)
 
 
-def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan:
-    kinds = _kinds(manifest, request, whole)
+def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: Kinds) -> Plan:
     base = Bytes(
         rows=request.row_bytes, process=process_bytes(manifest, request), activations=buffer_bytes(manifest, rows)
     )
@@ -141,11 +145,8 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool) -> Plan
     training = base + Bytes(graphs=_sessions(manifest, enumerate(kinds), request.threads))
     evaluating = base + Bytes(graphs=_sessions(manifest, enumerate([("forward",)] * len(kinds)), request.threads))
     filling = max(filling_bytes(manifest, rows), _passed_bytes(manifest.blocks, request))
-    if request.arena:
-        left = _left(request, max(training.total, evaluating.total) + filling)
-    else:
-        left = _left(request, training.total)
-    sizes = _micro_batches(manifest, kinds, rows, left, whole, request)
+    left = _left(request, max(training.total, evaluating.total) + (filling if request.arena else 0))
+    sizes = _micro_batches(manifest, kinds, rows, left, whole, request, evaluated=True)
     blocks = _block_plans(manifest, request, kinds, sizes)
     inside = max(block.transient_bytes for block in blocks)
     forward = max(block.forward_transient_bytes for block in blocks)
@@ -173,9 +174,8 @@ def _splitting(manifest: Manifest, request: Request) -> Sequence[Phase]:
     return (Phase("split rows", Bytes(rows=request.splitting_bytes, process=process_bytes(manifest, request))),)
 
 
-def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, features: Features) -> Plan:
+def _stage(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: Kinds, features: Features) -> Plan:
     base = Bytes(rows=request.row_bytes, process=process_bytes(manifest, request))
-    kinds = _kinds(manifest, request, whole)
     sizes = []
     phases: list[Phase] = []
     for index, block in _numbered(manifest):
@@ -299,7 +299,7 @@ def _arrays(block: BlockSpec, trained: bool, graphs: Collection[GraphKind], requ
     copied = request.engine_copies and trained and bool(graphs)
     return Bytes(
         weights=own + block.weight_bytes - block.parameter_bytes + copied * block.weight_bytes,
-        gradients=padded if "accumulate" in graphs else 0,
+        gradients=padded if "apply" in graphs else 0,
         state=state + copied * state,
     )
 
@@ -318,16 +318,28 @@ def _micro_batches(
     left: int | None,
     whole: bool,
     request: Request,
+    *,
+    evaluated: bool = False,
 ) -> list[int]:
     """Of each block, where all have the same left."""
     pairs = zip(manifest.blocks, kinds, strict=True)
-    return [_micro_batch(block, graphs, rows, left, whole, request) for block, graphs in pairs]
+    return [_micro_batch(block, graphs, rows, left, whole, request, evaluated=evaluated) for block, graphs in pairs]
 
 
 def _micro_batch(
-    block: BlockSpec, graphs: Sequence[GraphKind], rows: int, left: int | None, whole: bool, request: Request
+    block: BlockSpec,
+    graphs: Sequence[GraphKind],
+    rows: int,
+    left: int | None,
+    whole: bool,
+    request: Request,
+    *,
+    evaluated: bool = False,
 ) -> int:
-    """The fastest part of `rows` whose run fits into what is left; the smallest where none does."""
+    """The fastest part of `rows` whose run fits into what is left; the smallest where none does.
+
+    `evaluated`: a forward pass of as many rows has to fit as well.
+    """
     if block.rows_together > 1 and _is_trained(block, request):
         return min(block.rows_together, rows)
     if whole or request.micro_batch or request.uniform:
@@ -338,7 +350,8 @@ def _micro_batch(
         own = cap - arrays - sum(session_bytes(block.graphs[kind], request.threads) for kind in graphs)
         left = own if left is None else min(left, own)
     sizes = [size for size in micro_batches(rows) if rows % size == 0]
-    fitting = [size for size in sizes if left is None or _transient(block, graphs, size, request) <= left]
+    runs: Sequence[GraphKind] = (*graphs, "forward") if evaluated else graphs
+    fitting = [size for size in sizes if left is None or _transient(block, runs, size, request) <= left]
     if request.prefer == "memory" or not fitting:
         return sizes[-1]
     return min(fitting, key=lambda size: _seconds(block, graphs, size, request))
@@ -386,6 +399,32 @@ def _kinds(manifest: Manifest, request: Request, whole: bool) -> list[tuple[Grap
     trained = [_is_trained(block, request) for block in manifest.blocks]
     last = max((index for index, one in enumerate(trained) if one), default=-1)
     return [_graphs(one, whole) if index <= last else () for index, one in enumerate(trained)]
+
+
+def _choices_of_graphs(manifest: Manifest, request: Request, rows: int, whole: bool) -> Iterator[Kinds]:
+    """Graphs of each block: none of the fast ones, then those that take least inside, up to all that spare time."""
+    plain = _kinds(manifest, request, whole)
+    yield plain
+    fast = {
+        index: _transient(block, [FAST], 1, request)
+        for index, block in _numbered(manifest)
+        if request.fast and _spares_time(block, plain[index], rows, request)
+    }
+    for most in sorted(set(fast.values())):
+        yield [_fast(kinds) if fast.get(index, most + 1) <= most else kinds for index, kinds in enumerate(plain)]
+
+
+def _spares_time(block: BlockSpec, graphs: Sequence[GraphKind], rows: int, request: Request) -> bool:
+    """Whether a block has a fast graph for the work of one of these, and is faster by it where all bytes are there."""
+    if "accumulate" not in graphs or FAST not in block.graphs:
+        return False
+    sizes = [size for size in micro_batches(rows) if rows % size == 0]
+    taken, fast = (min(_seconds(block, one, size, request) for size in sizes) for one in (graphs, _fast(graphs)))
+    return fast < taken
+
+
+def _fast(graphs: Sequence[GraphKind]) -> tuple[GraphKind, ...]:
+    return tuple(FAST if kind == "accumulate" else kind for kind in graphs)
 
 
 def _is_trained(block: BlockSpec, request: Request) -> bool:

@@ -190,6 +190,7 @@ class Request:
         arena: Whether memory may be kept for graphs to run in; where it may, and fits, it is.
         engine_copies: The engine has weights and optimiser state of its own beside the runtime's, and passes them on in
             a file.
+        fast: Whether graphs may be taken that need less time and more bytes, where a block has any.
         uniform: Every block runs all the rows at once that go from block to block: on a device whose memory cannot be
             taken in parts.
     """
@@ -211,6 +212,7 @@ class Request:
     returning_bytes: int = 0
     arena: bool = True
     engine_copies: bool = False
+    fast: bool = True
     uniform: bool = False
 
     def __post_init__(self) -> None:

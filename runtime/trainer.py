@@ -370,7 +370,7 @@ class _Update:
 
 def sums_gradients(engine: Engine, parts: Sequence[BlockPlan]) -> bool:
     """Whether a plan needs arrays for sums of gradients."""
-    return not engine.keeps_gradients and any("accumulate" in part.graphs for part in parts)
+    return not engine.keeps_gradients and any("apply" in part.graphs for part in parts)
 
 
 def _open_graphs(network: Network, trained: Sequence[int], step: int) -> Graphs:

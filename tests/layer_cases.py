@@ -173,7 +173,7 @@ def errors(
     *,
     dropout: bool = False,
 ) -> dict[str, float]:
-    """How far every output of `step` and `accumulate` is from what torch gives, by `<graph> <output>`.
+    """How far every output of the graphs that learn is from what torch gives, by `<graph> <output>`.
 
     Asks nothing of `edgeff.export.check`.
     """
@@ -186,8 +186,13 @@ def errors(
     # A gradient that is 0 but for rounding (of a bias before a normalisation, say) is held against the largest one.
     least = 0.05 * max(np.abs(value).max() for name, value in expected.items() if name.startswith("new.gradient."))
     return {
-        f"{kind} {name}": difference(value, expected[name], least=least if "gradient" in name else 1e-6)
-        for kind in ("step", "accumulate")
+        f"{kind} {name}": difference(
+            value.reshape(expected[name].shape) if "gradient" in name else value,
+            expected[name],
+            least=least if "gradient" in name else 1e-6,
+        )
+        for kind in ("step", "accumulate", "fast_accumulate")
+        if kind in graphs.models
         for name, value in Runner(graphs.models[kind])(feeds).items()
     }
 
@@ -208,9 +213,14 @@ class Runner:
         self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
+        inputs = self.session.get_inputs()
+        self.sums = {value.name: value.shape for value in inputs if value.name.startswith("gradient.")}
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        found = self.session.run(self.outputs, {name: np.asarray(feeds[name]) for name in self.inputs})
+        arrays = {name: np.asarray(feeds[name]) for name in self.inputs}
+        # A sum of gradients may come as the matrix that its parts come out as.
+        arrays |= {name: arrays[name].reshape(shape) for name, shape in self.sums.items()}
+        found = self.session.run(self.outputs, arrays)
         return dict(zip(self.outputs, found, strict=True))
 
 
@@ -241,6 +251,14 @@ CASES: Mapping[str, Case] = {
     "conv 1x1": Case(lambda: conv(nn.Tanh(), kernel=1, padding=0)),
     "conv same, even kernel": Case(lambda: nn.Sequential(nn.ConstantPad2d((1, 2, 1, 2), 0.0), conv(kernel=4))),
     "conv 3d": Case(lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU(), nn.Flatten(2)), (2, 5, 6, 7)),
+    # of many channels, which have a `fast_accumulate` graph (`tests/test_winograd.py`)
+    "conv wide": Case(lambda: nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()), (32, 16, 17)),
+    "convs wide": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(64, 64, 3, padding=(2, 0), bias=False), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)
+        ),
+        (64, 8, 6),
+    ),
     "two convs": Case(lambda: conv(nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU())),
     "depthwise": Case(lambda: conv(nn.Tanh(), nn.Conv2d(4, 8, 1), nn.ReLU(), channels=4, groups=4)),
     "depthwise doubled": Case(lambda: conv(nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), groups=4, stride=2)),

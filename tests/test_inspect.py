@@ -12,12 +12,12 @@ from edgeff.inspect import inspect_json, inspect_text
 from edgeff.manifest import GraphSpec, Moment
 from edgeff.manifest_json import from_json
 
-GOLDEN = Path(__file__).parent / "golden" / "manifest-v2.json"
+GOLDEN = Path(__file__).parent / "golden" / "manifest-v3.json"
 MANIFEST = from_json(GOLDEN.read_text(encoding="utf-8"))
 EXPECTED = """\
 artifact         demo
 name             tiny
-written by       edgeff 0.1.0, artifact format 2
+written by       edgeff 0.1.0, artifact format 3
 manifest         sha256 abababababababababababababababababababababababababababababababab
 input            one row is uint8 8 x 8
 preprocessing    affine (offset 0, scale 0.00390625); then reshape (shape [1, 8, 8])
@@ -35,28 +35,30 @@ block  in -> out                               parameters  weights  gradients  o
 conv1  float32 1 x 8 x 8 -> float32 2 x 4 x 4          20    104 B       80 B            160 B
 head   float32 2 x 4 x 4 -> -                          96    384 B      384 B            768 B
 
-block  graph       nodes  transient bytes
-conv1  step            7  640 B + 1.06 KiB x micro-batch
-conv1  accumulate      7  640 B + 1.06 KiB x micro-batch
-conv1  apply           7  640 B + 1.06 KiB x micro-batch
-conv1  forward         7  640 B + 1.06 KiB x micro-batch
-head   step            7  640 B + 1.06 KiB x micro-batch
-head   accumulate      7  640 B + 1.06 KiB x micro-batch
-head   apply           7  640 B + 1.06 KiB x micro-batch
-head   forward         7  640 B + 1.06 KiB x micro-batch
+block  graph            nodes  transient bytes
+conv1  step                 7  640 B + 1.06 KiB x micro-batch
+conv1  accumulate           7  640 B + 1.06 KiB x micro-batch
+conv1  apply                7  640 B + 1.06 KiB x micro-batch
+conv1  forward              7  640 B + 1.06 KiB x micro-batch
+conv1  fast_accumulate      7  640 B + 1.06 KiB x micro-batch
+head   step                 7  640 B + 1.06 KiB x micro-batch
+head   accumulate           7  640 B + 1.06 KiB x micro-batch
+head   apply                7  640 B + 1.06 KiB x micro-batch
+head   forward              7  640 B + 1.06 KiB x micro-batch
 
-file                           size
-blocks/conv1.accumulate.onnx  4 KiB
-blocks/conv1.apply.onnx       4 KiB
-blocks/conv1.forward.onnx     4 KiB
-blocks/conv1.step.onnx        4 KiB
-blocks/head.accumulate.onnx   4 KiB
-blocks/head.apply.onnx        4 KiB
-blocks/head.forward.onnx      4 KiB
-blocks/head.step.onnx         4 KiB
-inference.onnx                4 KiB
-replay.safetensors            4 KiB
-weights.safetensors           4 KiB
+file                                size
+blocks/conv1.accumulate.onnx       4 KiB
+blocks/conv1.apply.onnx            4 KiB
+blocks/conv1.fast_accumulate.onnx  4 KiB
+blocks/conv1.forward.onnx          4 KiB
+blocks/conv1.step.onnx             4 KiB
+blocks/head.accumulate.onnx        4 KiB
+blocks/head.apply.onnx             4 KiB
+blocks/head.forward.onnx           4 KiB
+blocks/head.step.onnx              4 KiB
+inference.onnx                     4 KiB
+replay.safetensors                 4 KiB
+weights.safetensors                4 KiB
 """
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_artifact import CLASSES, FEATURES, Tiny, make_manifest
 
 from edgeff.errors import BudgetError
-from edgeff.manifest import HeldTensor, Line, Manifest, Moment
+from edgeff.manifest import HeldTensor, Line, Manifest, Moment, Work
 from edgeff.runtime.buffers import allocate_buffers, buffer_bytes, filling_bytes
 from edgeff.runtime.memory import allocate_memory
 from edgeff.runtime.plan import micro_batches, plan, smallest_budget
@@ -331,3 +331,61 @@ def test_preferring_memory_gives_the_smallest_plan() -> None:
 def test_the_sizes_that_are_tried_end_with_one_row() -> None:
     assert list(micro_batches(1)) == [1]
     assert list(micro_batches(100)) == [100, 50, 25, 12, 6, 3, 1]
+
+
+# --- graphs that take less time and more bytes ------------------------------------------------------------------------
+
+
+def with_fast_graphs(manifest: Manifest, *, row_bytes: int, saved: float) -> Manifest:
+    """The second block has another `accumulate`, which holds other bytes and spares so much of the arithmetic."""
+    block = manifest.blocks[1]
+    plain = replace(block.graphs["accumulate"], work=Work(0, 10**8))
+    fast = replace(
+        plain,
+        file="fast.onnx",
+        work=Work(0, round(10**8 * (1 - saved))),
+        transient=(Moment(0, row_bytes),),
+        arena=Line(0, row_bytes),
+    )
+    blocks = list(manifest.blocks)
+    blocks[1] = replace(block, graphs={**block.graphs, "accumulate": plain, "fast_accumulate": fast})
+    return replace(manifest, blocks=tuple(blocks))
+
+
+@pytest.mark.parametrize("schedule", ["sweep", "stage"])
+def test_a_fast_graph_is_taken_where_it_fits_and_is_faster(schedule: str) -> None:
+    manifest = with_fast_graphs(manifest_with(), row_bytes=800_000, saved=0.5)
+    asked = {"schedule": schedule, "updates": "accumulated", "features": "rerun"}
+    tight, roomy = planned(manifest, **asked, prefer="memory"), planned(manifest, **asked)
+    assert roomy.blocks[1].graphs == ("fast_accumulate", "apply")
+    assert [roomy.blocks[number].graphs for number in (0, 2)] == [("accumulate", "apply")] * 2
+    assert tight.blocks[1].graphs == ("accumulate", "apply")
+    assert tight.planned_bytes < roomy.planned_bytes
+    assert roomy.epoch_seconds < planned(manifest, **asked, fast=False).epoch_seconds
+    slower = with_fast_graphs(manifest_with(), row_bytes=800_000, saved=-0.5)
+    assert planned(slower, **asked).blocks[1].graphs == ("accumulate", "apply")
+    assert planned(manifest, **asked, fast=False).blocks[1].graphs == ("accumulate", "apply")
+
+
+def test_a_block_that_is_not_trained_or_updates_at_once_has_no_use_for_a_fast_graph() -> None:
+    manifest = with_fast_graphs(manifest_with(), row_bytes=8, saved=0.5)
+    assert planned(manifest, trained={"block1", "block3"}).blocks[1].graphs == ("forward",)
+    assert planned(manifest, updates="fused").blocks[1].graphs == ("step",)
+
+
+def test_with_a_budget_between_the_two_the_fast_graph_takes_smaller_parts() -> None:
+    manifest = with_fast_graphs(manifest_with(), row_bytes=800_000, saved=0.9)
+    budget = smallest_budget(manifest, Request(batch_size=8, schedule="sweep")) + 2 * MIB
+    found = planned(manifest, budget_bytes=budget, updates="accumulated")
+    assert found.blocks[1].graphs == ("fast_accumulate", "apply")
+    assert found.blocks[1].micro_batch < found.micro_batch
+    assert found.planned_bytes <= budget
+
+
+def test_a_cap_by_name_counts_for_the_graph_that_is_taken() -> None:
+    manifest = with_fast_graphs(manifest_with(), row_bytes=800_000, saved=0.5)
+    free = planned(manifest, updates="accumulated", micro_batch=8)
+    cap = free.blocks[1].planned_bytes - 1
+    found = planned(manifest, updates="accumulated", micro_batch=8, block_budgets={"block2": cap})
+    assert found.blocks[1].graphs == ("accumulate", "apply")
+    assert found.blocks[1].planned_bytes <= cap

@@ -33,7 +33,10 @@ class Asked:
 def graphs(draw: st.DrawFn, block: BlockSpec, shared: bool) -> dict[GraphKind, GraphSpec]:
     """What each graph holds inside: one or two moments; some blocks share their graphs' files with all others."""
     found: dict[GraphKind, GraphSpec] = {}
-    for kind, graph in block.graphs.items():
+    kinds: dict[GraphKind, GraphSpec] = dict(block.graphs)
+    if draw(st.booleans()):
+        kinds["fast_accumulate"] = replace(block.graphs["accumulate"], file="fast.onnx")
+    for kind, graph in kinds.items():
         moments = [Moment(draw(BYTES), draw(st.integers(0, 60_000))) for _ in range(draw(st.integers(1, 2)))]
         moments.sort(key=lambda one: one.row_bytes)
         found[kind] = replace(
