@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgeff.export import winograd
 from edgeff.export.ir import ONE_SUM, Graph, Rows, Shape, Value
@@ -30,14 +31,8 @@ def _convolution(call: Call) -> Lowered:
     how = _tiles(call.graph, call.tensor(0), weight, window, call.argument(8))
     if how is not None:
         return winograd.convolution(call.graph, call.tensor(0), weight, call.optional(2), how)
-    attributes = {
-        "kernel_shape": list(weight.shape[2:]),
-        "strides": stride,
-        "pads": [*padding, *padding],
-        "dilations": dilation,
-        "group": call.argument(8),
-    }
     inputs = [call.tensor(0), weight, call.optional(2)]
+    attributes = window.attributes(call.argument(8))
     return call.graph.node("Conv", inputs if inputs[2] else inputs[:2], [(call.shape, call.dtype)], attributes)[0]
 
 
@@ -80,6 +75,16 @@ class Window:
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self.kernel = [dim for dim in kernel if isinstance(dim, int)]
 
+    def attributes(self, groups: int) -> dict[str, Any]:
+        """Of a Conv."""
+        return {
+            "kernel_shape": self.kernel,
+            "strides": self.stride,
+            "pads": [*self.padding, *self.padding],
+            "dilations": self.dilation,
+            "group": groups,
+        }
+
     def taps(self) -> list[tuple[int, ...]]:
         """Offsets of the kernel's entries into the padded map, in the order of the weight."""
         axes = zip(self.kernel, self.dilation, strict=True)
@@ -97,14 +102,11 @@ def _input_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, wind
     how = _tiles(graph, x, weight, window, groups)
     if how is not None:
         return winograd.input_gradient(graph, gradient, weight, how)
-    attributes = {
-        "kernel_shape": window.kernel,
-        "strides": window.stride,
-        "pads": [*window.padding, *window.padding],
-        "dilations": window.dilation,
-        "output_padding": window.leftover(_numbers(x.shape[2:]), _numbers(gradient.shape[2:])),
-        "group": groups,
-    }
+    if {*window.kernel, *window.stride} == {1} and not any(window.padding) and groups == 1:
+        turned = graph.transpose(weight, [1, 0, *range(2, len(weight.shape))])
+        return graph.node("Conv", [gradient, turned], [(x.shape, x.dtype)], window.attributes(groups))[0]
+    leftover = window.leftover(_numbers(x.shape[2:]), _numbers(gradient.shape[2:]))
+    attributes = {**window.attributes(groups), "output_padding": leftover}
     return graph.node("ConvTranspose", [gradient, weight], [(x.shape, x.dtype)], attributes)[0]
 
 
@@ -220,9 +222,12 @@ def _weight_gradient_unfolded(graph: Graph, gradient: Value, padded: Value, wind
 def _depthwise_weight_gradient(
     graph: Graph, gradient: Value, padded: Value, weight: Value, window: Window, groups: int
 ) -> Value:
-    """One input channel per group: a product and a sum per tap."""
+    """One input channel per group: a product and a sum per tap, or all taps of a kernel's row by one matrix product."""
     outs = _numbers(weight.shape[:1])[0]
-    places = math.prod(_numbers(gradient.shape[2:]))
+    kept = _numbers(gradient.shape[2:])
+    if len(kept) == 2 and kept[1] <= _NARROW:
+        return graph.reshape(_weight_gradient_by_diagonal(graph, gradient, padded, window, groups), weight.shape)
+    places = math.prod(kept)
     by_group = graph.reshape(gradient, (Rows(1), groups, outs // groups, places))
     sums = []
     for tap in window.taps():
@@ -230,6 +235,43 @@ def _depthwise_weight_gradient(
         total = graph.reduce("ReduceSum", by_group * cut, [0, 3], keep=False)
         sums.append(graph.reshape(total, (outs, 1, 1)))
     return graph.reshape(graph.concat(sums, 2), weight.shape)
+
+
+# Columns of a map that are few enough to multiply all of them with all: 64 channels of 25 x 20, 4 rows, take 0.70 ms
+# so and 0.98 tap by tap, of 32 x 32 0.20 and 0.29 a row.
+_NARROW = 32
+
+
+def _weight_gradient_by_diagonal(graph: Graph, gradient: Value, padded: Value, window: Window, groups: int) -> Value:
+    """Depthwise, (O, taps): for each row of taps, columns of the gradient times those of the map, (W, N H) x (N H, W').
+
+    A tap is the sum along one diagonal of such a product: of the pairs of columns that it brings together.
+    """
+    outs = _numbers(gradient.shape[1:2])[0]
+    (height, width), (columns,) = _numbers(gradient.shape[2:]), _numbers(padded.shape[3:])
+    each = outs // groups
+    by_group = graph.reshape(gradient, (Rows(1), groups, each, height, width))
+    last = graph.reshape(graph.transpose(by_group, [1, 0, 3, 2, 4]), (groups, Rows(height), each * width))
+    columns_first, channel_first = graph.transpose(last, [0, 2, 1]), graph.transpose(padded, [1, 0, 2, 3])
+    pairs = graph.constant(_pairs(window, width, columns))
+    (down, across), stride, dilation = window.kernel, window.stride[0], window.dilation[0]
+    found = []
+    for tap in range(down):
+        first = tap * dilation
+        rows = graph.slice(channel_first, 2, first, first + (height - 1) * stride + 1, stride)
+        inputs = [columns_first, graph.reshape(rows, (groups, Rows(height), columns))]
+        product = graph.node("MatMul", inputs, [((groups, each * width, columns), padded.dtype)])[0]
+        flat = graph.reshape(product, (outs, width * columns))
+        found.append(graph.node("MatMul", [flat, pairs], [((outs, across), padded.dtype)])[0])
+    return graph.concat(found, 1)
+
+
+def _pairs(window: Window, width: int, columns: int) -> NDArray[np.float32]:
+    """Which columns of result and padded map each tap of a row brings together: (width columns, taps), 0 or 1."""
+    found = np.zeros((width, columns, window.kernel[1]), np.float32)
+    for column, tap in itertools.product(range(width), range(window.kernel[1])):
+        found[column, column * window.stride[1] + tap * window.dilation[1], tap] = 1.0
+    return found.reshape(width * columns, -1)
 
 
 def _cut(graph: Graph, value: Value, first: int, tap: Sequence[int], out: Shape, window: Window) -> Value:

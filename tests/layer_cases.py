@@ -262,6 +262,11 @@ CASES: Mapping[str, Case] = {
     "two convs": Case(lambda: conv(nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.ReLU())),
     "depthwise": Case(lambda: conv(nn.Tanh(), nn.Conv2d(4, 8, 1), nn.ReLU(), channels=4, groups=4)),
     "depthwise doubled": Case(lambda: conv(nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), groups=4, stride=2)),
+    "depthwise wide": Case(
+        lambda: conv(nn.ReLU(), channels=8, groups=4, kernel=(3, 5), padding=(0, 3), dilation=(2, 1)), (4, 5, 33)
+    ),
+    "depthwise of long rows": Case(lambda: conv(nn.ReLU(), channels=4, groups=4), (4, 5, 33)),
+    "two convs, 1x1 behind": Case(lambda: conv(nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU())),
     "conv1d": Case(lambda: conv1d(nn.ReLU(), nn.MaxPool1d(2)), SIGNAL),
     "conv1d same": Case(lambda: conv1d(nn.ReLU(), padding="same"), SIGNAL),
     "conv1d strided groups": Case(lambda: conv1d(nn.ELU(), stride=2, groups=2, dilation=2), SIGNAL),
