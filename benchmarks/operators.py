@@ -2,9 +2,10 @@
 
     .venv-device/bin/python benchmarks/operators.py ARTIFACT --rows 8
 
-Each block's `accumulate` graph runs on random rows, one thread; a graph that blocks share counts for each. Times
-are medians over the runs but the first. Operations are the manifest's (two for each multiplication and addition of
-matrix products and convolutions), so that the last line tells how far the whole is from what one core can do.
+Each block's `accumulate` graph runs on random rows, one thread, or with `--fast` its `fast_accumulate` graph where it
+has one; a graph that blocks share counts for each. Times are medians over the runs but the first. Operations are the
+manifest's (two for each multiplication and addition of matrix products and convolutions), so that the last line tells
+how far the whole is from what one core can do.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True))
 @click.option("--rows", type=click.IntRange(1), default=8, show_default=True, help="Micro-batch.")
+@click.option("--fast", is_flag=True, help="Graphs that take less time and more bytes, of blocks that have one.")
 @click.option("--most", type=click.IntRange(1), default=12, show_default=True, help="Operators to show.")
-def main(artifact: Path, rows: int, most: int) -> None:
+def main(artifact: Path, rows: int, fast: bool, most: int) -> None:
     """Print microseconds for each row of a step by operator."""
     opened = open_artifact(artifact)
-    files = Counter(block.graphs["accumulate"].file for block in opened.manifest.blocks)
+    graphs = [
+        (fast and block.graphs.get("fast_accumulate")) or block.graphs["accumulate"] for block in opened.manifest.blocks
+    ]
+    files = Counter(graph.file for graph in graphs)
     seconds: Counter[str] = Counter()
     nodes: Counter[str] = Counter()
     for file, blocks in files.items():
@@ -47,7 +52,7 @@ def main(artifact: Path, rows: int, most: int) -> None:
         (operator, f"{nodes[operator]}", f"{1e6 * time / rows:.0f}", f"{100 * time / total:.0f} %")
         for operator, time in seconds.most_common(most)
     ]
-    work = sum(block.graphs["accumulate"].work.at(rows) for block in opened.manifest.blocks)
+    work = sum(graph.work.at(rows) for graph in graphs)
     click.echo(table(("operator", "nodes", "us/row", "share"), lines))
     click.echo(f"all: {1e6 * total / rows:.0f} us/row in {sum(nodes.values())} nodes, {work / total / 1e9:.0f} GFLOP/s")
 

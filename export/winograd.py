@@ -10,7 +10,7 @@ m^2 9 / a^2 times fewer multiplications than the convolution has: 2.25 for m = 2
 larger than what they are made of, a^2 / m^2 times a map and a^2 / 9 times a weight, so these forms take more bytes.
 
 Everything is a matrix product or moves whole rows of channels, which lie innermost. Padding and the tiles' overlap are
-in the matrices: along an axis, all tiles of a map are made by one product.
+in the matrices: along an axis, all tiles of a map, or of a window of a large one, are made by one product.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.75, -0.75, 1.5, -1.5)}
 # Maps from this length on are cut into tiles of 4 x 4 results. 512 channels on 8 x 8, 8 rows, take 30 ms so and 28 by
 # 2 x 2, whose transformed weights take less than half the bytes.
 _LONG = 16
+# Tiles of a window: so many are made by one product from the numbers that they overlap on.
+_TILES = 8
 # Operations, of those that the convolution has, that are few enough: its matrix products are larger, and run faster.
 _WORTH = 0.6
 
@@ -67,6 +69,70 @@ def transforms(tile: int) -> Transforms:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """How a map is cut along one axis: at once, or, where that would multiply with many zeros, in equal windows.
+
+    Attributes:
+        size: Of the map that goes in.
+        padding: Zeros before and after it.
+        tile: m.
+    """
+
+    size: int
+    padding: int
+    tile: int
+
+    @property
+    def kept(self) -> int:
+        """Size of the result."""
+        return self.size + 2 * self.padding - _KERNEL + 1
+
+    @property
+    def windows(self) -> int:
+        """How many there are."""
+        return -(-self.kept // (self.tile * _TILES))
+
+    @property
+    def each(self) -> int:
+        """Tiles of a window."""
+        return -(-self.kept // (self.tile * self.windows))
+
+    @property
+    def count(self) -> int:
+        """Tiles of all windows; the last of them may lie behind the result."""
+        return self.windows * self.each
+
+    @property
+    def reads(self) -> int:
+        """Numbers of the map that go into a window."""
+        return self.size if self.windows == 1 else self.each * self.tile + _KERNEL - 1
+
+    @property
+    def zeros(self) -> tuple[int, int]:
+        """That have to be there before and after the map; with one window none, for they are in the matrix."""
+        after = self.count * self.tile + _KERNEL - 1 - self.size - self.padding
+        return (0, 0) if self.windows == 1 else (self.padding, after)
+
+    def matrix(self) -> NDArray[np.float64]:
+        """B' of all tiles of a window: (a tiles, reads)."""
+        data = transforms(self.tile).data
+        found = np.zeros((len(data), self.each, self.each * self.tile + _KERNEL - 1))
+        for number in range(self.each):
+            found[:, number, number * self.tile : number * self.tile + len(data)] = data
+        if self.windows == 1:
+            inside = np.zeros((*found.shape[:2], self.size))
+            last = min(self.size, found.shape[2] - self.padding)
+            inside[:, :, :last] = found[:, :, self.padding : self.padding + last]
+            found = inside
+        return found.reshape(len(data) * self.each, -1)
+
+    def places(self) -> NDArray[np.int64]:
+        """Where in the map with its zeros each window reads: (windows, reads)."""
+        starts = np.arange(self.windows)[:, None] * (self.each * self.tile)
+        return starts + np.arange(self.reads)
+
+
+@dataclass(frozen=True)
 class Tiles:
     """How a convolution's maps are cut.
 
@@ -85,16 +151,22 @@ class Tiles:
     tile: int
 
     @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """Down and across."""
+        down, across = (Axis(size, pad, self.tile) for size, pad in zip(self.sizes, self.padding, strict=True))
+        return down, across
+
+    @property
     def kept(self) -> tuple[int, int]:
         """Height and width of the result."""
-        height, width = (size + 2 * pad - _KERNEL + 1 for size, pad in zip(self.sizes, self.padding, strict=True))
-        return height, width
+        down, across = self.axes
+        return down.kept, across.kept
 
     @property
     def counts(self) -> tuple[int, int]:
         """Tiles along both axes."""
-        height, width = (-(-size // self.tile) for size in self.kept)
-        return height, width
+        down, across = self.axes
+        return down.count, across.count
 
     @property
     def places(self) -> int:
@@ -103,9 +175,9 @@ class Tiles:
 
     def operations(self) -> int:
         """Of forward pass and weight gradient, for one row."""
-        length, (down, across), (height, width) = self.tile + _KERNEL - 1, self.counts, self.sizes
-        cut = length * down * width * (height + length * across) * self.ins
-        count = down * across
+        length, (down, across) = self.tile + _KERNEL - 1, self.axes
+        cut = length * down.count * (across.size * down.reads + length * across.count * across.reads) * self.ins
+        count = down.count * across.count
         return 2 * (cut + 2 * self.places * count * (self.ins + self.tile**2) * self.outs)
 
 
@@ -176,25 +248,26 @@ def input_gradient(graph: Graph, gradient: Value, weight: Value, how: Tiles) -> 
 
 def _data(graph: Graph, x: Value, how: Tiles) -> Value:
     """B' d B of every tile: (places, N tiles, I)."""
-    (height, width), (down, across), length = how.sizes, how.counts, how.tile + _KERNEL - 1
+    (height, width), (down, across), length = how.sizes, how.axes, how.tile + _KERNEL - 1
     channel_last = graph.transpose(graph.reshape(x, (Rows(1), how.ins, height * width)), [0, 2, 1])
-    rows = graph.reshape(channel_last, (Rows(1), height, width * how.ins))
-    cut_down = _matmul(graph, graph.constant(_cut(how, axis=0), "float32"), rows)
-    columns = graph.reshape(cut_down, (Rows(length * down), width, how.ins))
-    cut_across = _matmul(graph, graph.constant(_cut(how, axis=1), "float32"), columns)
-    by_row = graph.reshape(cut_across, (Rows(1), length, down, length, across * how.ins))
-    by_place = graph.transpose(by_row, [1, 3, 0, 2, 4])
-    return graph.reshape(by_place, (how.places, Rows(down * across), how.ins))
+    (above, below), (left, right) = down.zeros, across.zeros
+    whole = graph.reshape(channel_last, (Rows(1), height, width, how.ins))
+    padded = graph.pad(whole, [0, above, left, 0], [0, below, right, 0])
+    columns = left + width + right
+    rows = graph.reshape(padded, (Rows(1), above + height + below, columns * how.ins))
+    cut_down = graph.reshape(_cut(graph, rows, down), (Rows(down.windows * length * down.each), columns, how.ins))
+    shape = (Rows(1), down.windows, length, down.each, across.windows, length, across.each * how.ins)
+    by_place = graph.transpose(graph.reshape(_cut(graph, cut_down, across), shape), [2, 5, 0, 1, 3, 4, 6])
+    return graph.reshape(by_place, (how.places, Rows(down.count * across.count), how.ins))
 
 
-def _cut(how: Tiles, axis: int) -> NDArray[np.float64]:
-    """B' of all tiles along an axis, (a tiles, size): what lies outside of the map is zero and has no column."""
-    size, count, padding, data = how.sizes[axis], how.counts[axis], how.padding[axis], transforms(how.tile).data
-    length = len(data)
-    found = np.zeros((length, count, size + 2 * padding + how.tile))
-    for tile in range(count):
-        found[:, tile, tile * how.tile : tile * how.tile + length] = data
-    return found[:, :, padding : padding + size].reshape(length * count, size)
+def _cut(graph: Graph, value: Value, axis: Axis) -> Value:
+    """B' d of every tile along the middle one of three axes: (N, windows, a tiles, I), one window having no axis."""
+    if axis.windows > 1:
+        places = graph.constant(axis.places())
+        shape = (value.shape[0], axis.windows, axis.reads, value.shape[2])
+        value = graph.node("Gather", [value, places], [(shape, value.dtype)], {"axis": 1})[0]
+    return _matmul(graph, graph.constant(axis.matrix(), "float32"), value)
 
 
 def _filters(graph: Graph, weight: Value, how: Tiles, *, turned: bool = False) -> Value:

@@ -138,15 +138,17 @@ def test_the_audit_tells_whether_its_aim_is_met(tmp_path: Path, monkeypatch: pyt
     turns: list[str] = []
     checked: list[str] = []
 
-    def own(path: Path, method: str, *, micro_batch: int, **told: object) -> Own:
+    def own(path: Path, method: str, *, micro_batch: int | None, budget_bytes: int | None, **told: object) -> Own:
         assert told == {"batch_size": systems.BATCH, "threads": 1, "repeats": 1, "python": str(interpreter)}
         turns.append("own")
-        return Own(method, micro_batch)
+        if micro_batch is None:
+            assert (method, budget_bytes) == ("sweep", 90 << 20)
+        return Own(method, micro_batch or 2)
 
     def torch_run(*arguments: object, micro_batch: int, device: str, **_: object) -> TorchMeasured:
         assert device == "cpu"
         turns.append("torch")
-        speed = [9.0, 7.5, 6.0][len(turns) // 18]
+        speed = [9.0, 7.5, 6.0][len(turns) // 19]
         return TorchMeasured("torch 2", micro_batch, 200 << 20, 50 * micro_batch << 20, speed)
 
     monkeypatch.setattr(systems, "_artifact", lambda out, *_: out)
@@ -158,11 +160,12 @@ def test_the_audit_tells_whether_its_aim_is_met(tmp_path: Path, monkeypatch: pyt
     result = edgeff("study", "systems", "--out", tmp_path / "out", "--seeds", 3, "--device-python", interpreter)
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "out" / "systems.csv")
-    assert len(rows) == 18
+    assert len(rows) == 19
     assert checked == [str(interpreter)]
-    assert turns == 3 * (8 * ["torch"] + 10 * ["own"])  # by turns, not one row after another
+    assert turns == 3 * (8 * ["torch"] + 11 * ["own"])  # by turns, not one row after another
     sizes = [int(row["training_bytes"]) for row in rows]
     assert sizes == sorted(sizes)
+    assert [row["micro_batch"] for row in rows if row["method"] == "sweep within 90 MiB"] == ["2"]
     assert "10 MiB over its floor" in result.stdout
     assert "0.25 times that" in result.stdout
     # Of the medians: in its first round torch was the faster.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgeff.export.check import TOLERANCE, relative_error
 from edgeff.export.ir import Graph, Rows, Value
-from edgeff.export.winograd import Tiles, convolution, input_gradient, tiles, transforms, weight_gradient
+from edgeff.export.winograd import Axis, Tiles, convolution, input_gradient, tiles, transforms, weight_gradient
 
 Emit = Callable[[Graph, dict[str, Value], Tiles], Value]
 
@@ -38,9 +38,9 @@ def test_the_transforms_of_two_results_are_those_of_the_paper() -> None:
 
 @st.composite
 def cuts(draw: st.DrawFn) -> Tiles:
-    sizes, padding = (draw(st.tuples(st.integers(low, 9), st.integers(low, 9))) for low in (3, 0))
-    below = tuple(min(2, pad) for pad in padding)
-    return Tiles(draw(st.integers(1, 5)), draw(st.integers(1, 5)), sizes, below, draw(st.sampled_from([2, 4])))
+    sizes = draw(st.tuples(*[st.integers(3, 9) | st.integers(16, 75)] * 2))
+    padding = draw(st.tuples(*[st.integers(0, 2)] * 2))
+    return Tiles(draw(st.integers(1, 5)), draw(st.integers(1, 5)), sizes, padding, draw(st.sampled_from([2, 4])))
 
 
 def on_onnxruntime(how: Tiles, emit: Emit, given: dict[str, Tensor]) -> np.ndarray:
@@ -90,6 +90,16 @@ def test_512_channels_keep_their_digits() -> None:
     assert relative_error(found, expected) <= TOLERANCE / 2
 
 
+def test_a_long_axis_is_cut_into_windows_of_equal_length() -> None:
+    whole, parted = Axis(size=32, padding=1, tile=4), Axis(size=224, padding=1, tile=4)
+    assert (whole.windows, whole.each, whole.reads, whole.zeros) == (1, 8, 32, (0, 0))
+    assert (parted.windows, parted.each, parted.reads, parted.zeros) == (7, 8, 34, (1, 1))
+    uneven = Axis(size=50, padding=0, tile=4)
+    assert (uneven.windows, uneven.each, uneven.count, uneven.zeros) == (2, 6, 12, (0, 0))
+    assert parted.places()[1].tolist() == list(range(32, 66))
+    assert whole.matrix().shape == (6 * 8, 32)
+
+
 def chosen(ins: int, outs: int, size: int, **changed: object) -> Tiles | None:
     given = {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, **changed}
     return tiles(ins, outs, (size, size), **given)  # type: ignore[arg-type]
@@ -107,6 +117,7 @@ def test_many_channels_are_cut_into_tiles_by_the_length_of_the_map() -> None:
 
 def test_others_stay_as_they_are() -> None:
     assert chosen(16, 16, 64) is None  # moving numbers takes as long as multiplying them
+    assert chosen(64, 128, 224) is not None
     assert chosen(3, 128, 32) is None
     for changed in (
         {"kernel": [5, 5]},

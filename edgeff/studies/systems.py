@@ -29,10 +29,13 @@ from edgeff.studies.findings import Findings, Row, number
 from edgeff.studies.picture import Panel
 from edgeff.studies.torch_process import LOCAL, METHODS, DoesNotFit, TorchMeasured, measure_torch
 from edgeff.studies.training import StudySettings
+from edgeff.units import format_bytes
 
 PRESET, SHAPE, CLASSES = "vgg8", (3, 224, 224), 100
 BATCH = 32
 OWN = ("stage", "sweep")
+# Between a method and the budget that it was planned for.
+_WITHIN = " within "
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,22 @@ class Setting:
         width: Factor on the preset's channels.
         micro_batches: In which back-propagation may cut a batch, and local learning does: as small as can be, and one
             at which kernels run at their best.
+        budget_bytes: Within which a sweep is planned besides, as a person would ask for one.
         limit_bytes: Of a GPU's memory.
     """
 
     width: float
     micro_batches: tuple[int, ...]
+    budget_bytes: int | None = None
     limit_bytes: int | None = None
 
 
 # On a GPU as PyTorch comes: it convolves in TF32 where the GPU has that.
 PRECISIONS = {"cpu": "float32", "cuda": "float32 (convolutions in TF32)"}
-SETTINGS = {"cpu": Setting(0.25, (1, 4)), "cuda": Setting(1.0, (1, 4, 8), 8 * 10**9)}
+SETTINGS = {
+    "cpu": Setting(0.25, (1, 4), budget_bytes=90 * 2**20),
+    "cuda": Setting(1.0, (1, 4, 8), limit_bytes=8 * 10**9),
+}
 
 
 def systems(settings: StudySettings) -> Findings:
@@ -130,26 +138,38 @@ def _planned(own: Sequence[str], setting: Setting) -> Iterator[tuple[str, int]]:
 
 
 def _turns_of_runtime(artifact: Path, setting: Setting, settings: StudySettings) -> list[_Turn]:
-    return [
+    turns = [
         _Turn(
             f"{method} at micro-batch {size} on edgeff's runtime",
-            partial(_on_runtime, artifact, method, size, settings),
+            partial(_on_runtime, artifact, method, settings, micro_batch=size),
         )
         for method, size in _planned(OWN, setting)
     ]
+    if setting.budget_bytes is None:
+        return turns
+    within = partial(_on_runtime, artifact, "sweep", settings, budget_bytes=setting.budget_bytes)
+    return [*turns, _Turn(f"sweep{_WITHIN}{format_bytes(setting.budget_bytes)} on edgeff's runtime", within)]
 
 
-def _on_runtime(artifact: Path, method: str, size: int, settings: StudySettings) -> Row:
+def _on_runtime(
+    artifact: Path,
+    method: str,
+    settings: StudySettings,
+    *,
+    micro_batch: int | None = None,
+    budget_bytes: int | None = None,
+) -> Row:
     own = measure_method(
         artifact,
         method,
         batch_size=BATCH,
-        micro_batch=size,
+        micro_batch=micro_batch,
+        budget_bytes=budget_bytes,
         threads=settings.threads or 1,
         repeats=1,
         python=str(settings.device_python or sys.executable),
     )
-    return _row(method, own)
+    return _row(method if budget_bytes is None else f"{method}{_WITHIN}{format_bytes(budget_bytes)}", own)
 
 
 def _turns_of_torch(setting: Setting, settings: StudySettings) -> list[_Turn]:
@@ -186,8 +206,8 @@ def _row(method: str, own: Measured | TorchMeasured) -> Row:
 
 
 def _paragraph(rows: list[Row]) -> str:
-    local = [row for row in rows if row["method"] in (*OWN, LOCAL)]
-    others = [row for row in rows if row["method"] not in (*OWN, LOCAL)]
+    local = [row for row in rows if _is_local(row)]
+    others = [row for row in rows if not _is_local(row)]
     if not local or not others:
         raise RunError("too little fits on the GPU to compare anything", hint="free its memory, or take a larger one")
     small, rival = (min(part, key=lambda row: number(row, "training_bytes")) for part in (local, others))
@@ -201,6 +221,10 @@ def _paragraph(rows: list[Row]) -> str:
         f"{_ratio(fast, quick, 'training_bytes')} times the bytes. The aim, a local run in half the bytes of the "
         f"fastest back-propagation at no fewer rows per second, {'is' if met else 'is not'} met."
     )
+
+
+def _is_local(row: Row) -> bool:
+    return str(row["method"]).partition(_WITHIN)[0] in (*OWN, LOCAL)
 
 
 def _half_and_no_slower(row: Row, quick: Row) -> bool:
