@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from edgeff.artifact import Artifact
 from edgeff.checked_rows import check_rows
 from edgeff.dataset import Dataset
 from edgeff.errors import DataError
-from edgeff.runtime.mixture import prepare_rows
+from edgeff.runtime.mixture import described, prepare_rows
 from edgeff.runtime.settings import AdaptSettings
 
 SETTINGS = AdaptSettings(epochs=1, batch_size=8, learning_rate=0.1, replay_fraction=0.25)
@@ -168,3 +169,19 @@ def test_no_rows_are_refused() -> None:
 def test_an_artifact_without_replay_rows_can_be_adapted_without(tmp_path: Path) -> None:
     bare = write_tiny(tmp_path / "bare", Tiny(replay_rows=0))
     assert len(prepare_rows(bare, make_dataset(48), replace(SETTINGS, replay_fraction=0.0)).training.x) == 36
+
+
+def test_rows_are_told_from_others_by_some_of_them_read_one_by_one() -> None:
+    class Single(Counted):
+        def __getitem__(self, key: Any) -> np.ndarray:
+            found: np.ndarray = super().__getitem__(key)
+            assert len(found) == 1
+            return found
+
+    dataset = make_dataset(rows=100)
+    told = described(replace(dataset, x=Single(dataset.x)))
+    some = np.ascontiguousarray(dataset.x[np.linspace(0, 99, 64).astype(int)])
+    assert told["sample_sha256"] == hashlib.sha256(some.tobytes()).hexdigest()
+    changed = dataset.x.copy()
+    changed[99] += 1
+    assert described(replace(dataset, x=changed))["sample_sha256"] != told["sample_sha256"]
