@@ -14,6 +14,8 @@ from layer_cases import ADAMW, CASES, Runner, compiled
 from torch import Tensor
 
 from edgeff.export.check import TOLERANCE, relative_error
+from edgeff.export.cost import work_of
+from edgeff.export.graphs import compile_block
 from edgeff.export.ir import Graph, Rows, Value
 from edgeff.export.winograd import Axis, Tiles, convolution, input_gradient, tiles, transforms, weight_gradient
 
@@ -133,8 +135,6 @@ def test_others_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("name", ["conv wide", "convs wide"])
 def test_a_block_has_a_fast_graph_with_fewer_operations(name: str) -> None:
-    from edgeff.export.cost import work_of
-
     graphs = compiled(CASES[name].block(), ADAMW)
     fast, plain = (graphs.models[kind] for kind in ("fast_accumulate", "accumulate"))
     assert [port.name for port in fast.graph.input] == [port.name for port in plain.graph.input]
@@ -146,3 +146,11 @@ def test_a_block_has_a_fast_graph_with_fewer_operations(name: str) -> None:
 def test_a_block_without_such_convolutions_has_none() -> None:
     assert "fast_accumulate" not in compiled(CASES["conv"].block(), ADAMW).models
     assert "fast_accumulate" not in compiled(CASES["conv1d"].block(), ADAMW).models
+
+
+@pytest.mark.parametrize("target", ["coreml", "webgpu"])
+def test_graphs_for_a_provider_have_none(target: str) -> None:
+    """Which forms are fast there nobody has measured; such a provider has its own convolutions."""
+    block = CASES["conv wide"].block()
+    graphs = compile_block(block, optimizer_spec=ADAMW, input_dtype="float32", last=False, target=target)
+    assert "fast_accumulate" not in graphs.models
