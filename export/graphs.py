@@ -82,8 +82,7 @@ def compile_block(
         "apply": apply_model(optimizer_spec),
         "forward": _forward(plain, shapes, last),
     }
-    fast = _accumulate(traced, shapes, last, fast=True)
-    if target == CPU and fast != models["accumulate"]:
+    if target == CPU and (fast := _accumulate(traced, shapes, last, fast=True)) != models["accumulate"]:
         models["fast_accumulate"] = fast
     models = {kind: for_target(model, target) for kind, model in models.items()}
     if ordered:

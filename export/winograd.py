@@ -116,15 +116,11 @@ class Axis:
     def matrix(self) -> NDArray[np.float64]:
         """B' of all tiles of a window: (a tiles, reads)."""
         data = transforms(self.tile).data
-        found = np.zeros((len(data), self.each, self.each * self.tile + _KERNEL - 1))
+        found = np.zeros((len(data), self.each, max(self.each * self.tile + _KERNEL - 1, self.padding + self.size)))
         for number in range(self.each):
             found[:, number, number * self.tile : number * self.tile + len(data)] = data
-        if self.windows == 1:
-            inside = np.zeros((*found.shape[:2], self.size))
-            last = min(self.size, found.shape[2] - self.padding)
-            inside[:, :, :last] = found[:, :, self.padding : self.padding + last]
-            found = inside
-        return found.reshape(len(data) * self.each, -1)
+        first = self.padding if self.windows == 1 else 0
+        return found[:, :, first : first + self.reads].reshape(len(data) * self.each, self.reads)
 
     def places(self) -> NDArray[np.int64]:
         """Where in the map with its zeros each window reads: (windows, reads)."""
