@@ -42,7 +42,8 @@ def check_engine(file: str, engine: Manifest, manifest: Manifest, container: Con
 
 def _without_updates(manifest: Manifest) -> Manifest:
     blocks = tuple(
-        replace(block, graphs={kind: block.graphs[kind] for kind in ("step", "forward")}) for block in manifest.blocks
+        replace(block, graphs={kind: block.graphs[kind] for kind in ("step", "forward")}, handover_in_place=False)
+        for block in manifest.blocks
     )
     checks = replace(manifest.checks, largest_error={}, tolerance=0.0)
     return replace(manifest, blocks=blocks, checks=checks, files={})

@@ -245,6 +245,12 @@ class Node:
             raise self.error(f"one of {', '.join(f'`{option}`' for option in known)}")
         return self.value
 
+    def boolean(self) -> bool:
+        """`true` or `false`."""
+        if not isinstance(self.value, bool):
+            raise self.error("`true` or `false`")
+        return self.value
+
     def integer(self, minimum: int = 0, maximum: int = MAX_INTEGER) -> int:
         """A whole number in a range, ends included."""
         # bool is an int to Python, not to JSON.

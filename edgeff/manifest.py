@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FORMAT = "edgeff-artifact"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1,
@@ -161,6 +161,8 @@ class BlockSpec:
         objective: What the block learns from, for people: names and settings of its parts.
         rows_together: Consecutive rows of a batch that `step` and `accumulate` are run on at once, because they are
             compared with one another; 1 where each row counts by itself and any number will do.
+        handover_in_place: What any graph hands over may be written over the rows that it takes: it is no larger, and
+            the exporter proved that nothing needs them any more by then.
     """
 
     name: str
@@ -172,6 +174,7 @@ class BlockSpec:
     graphs: Mapping[GraphKind, GraphSpec]
     objective: Mapping[str, object]
     rows_together: int = 1
+    handover_in_place: bool = False
 
     @property
     def parameter_bytes(self) -> int:

@@ -250,6 +250,7 @@ def _block(node: Node) -> BlockSpec:
         graphs={kind: graphs[kind].once(_graph) for kind in (*GRAPH_KINDS, *optional)},
         objective=fields["objective"].once(_free_object),
         rows_together=fields["rows_together"].integer(minimum=1),
+        handover_in_place=fields["handover_in_place"].boolean(),
     )
 
 

@@ -151,6 +151,10 @@ def _check_block(block: BlockSpec, place: str, manifest: Manifest) -> None:
     for index, spec in enumerate(block.parameters):
         if not spec.dtype.startswith("float"):
             raise _refuse(f"`{place}.parameters[{index}].dtype` must be a floating-point type, got `{spec.dtype}`")
+    if block.handover_in_place and (block.handover is None or block.handover.nbytes > block.input.nbytes):
+        raise _refuse(
+            f"`{place}.handover_in_place` must be false: {_row(block.handover)} does not fit over {_row(block.input)}"
+        )
     needed = slots(manifest.optimizer)
     if block.slots != needed:
         raise _refuse(

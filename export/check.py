@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import nn
 from edgeff.errors import EngineError, ExportError
 from edgeff.export.dropout import seeded_dropout
 from edgeff.export.graphs import BlockGraphs
-from edgeff.export.inplace import in_place_pairs
+from edgeff.export.inplace import HANDOVER, ROWS_IN, hands_over_in_place, in_place_pairs
 from edgeff.export.ir import IR_VERSION, OPSET
 from edgeff.export.tracing import gradients_function
 from edgeff.manifest import GraphKind, OptimizerSpec
@@ -284,27 +285,37 @@ def _flat(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def run_in_place(model: onnx.ModelProto, run: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a graph as the device does: each `new.X` is bound to the buffer of `X`.
+    """Run a graph as the device does: `new.X` is bound to the buffer of `X`, a hand-over to that of `x` if it may be.
 
     Returns:
         All outputs by name, new values in the shape of what was fed.
     """
     from onnxruntime import OrtValue
 
-    values = {value.name: OrtValue.ortvalue_from_numpy(_as_taken(value, feeds)) for value in model.graph.input}
+    arrays = {value.name: np.ascontiguousarray(_as_taken(value, feeds)) for value in model.graph.input}
+    values = {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+    if hands_over_in_place([model]):
+        values[HANDOVER] = OrtValue.ortvalue_from_numpy(_over_rows(model, arrays[ROWS_IN]))
     renewed = {target: source for source, target in in_place_pairs(model)}
     binding = run.io_binding()
-    for name, value in values.items():
-        binding.bind_ortvalue_input(name, value)
+    for name in arrays:
+        binding.bind_ortvalue_input(name, values[name])
     outputs = [value.name for value in model.graph.output]
     for name in outputs:
-        if name in renewed:
-            binding.bind_ortvalue_output(name, values[renewed[name]])
+        if name in renewed or name in values:
+            binding.bind_ortvalue_output(name, values[renewed.get(name, name)])
         else:
             binding.bind_output(name, "cpu")
     run.run_with_iobinding(binding)
     found = dict(zip(outputs, (value.numpy().copy() for value in binding.get_outputs()), strict=True))
     return found | {name: found[name].reshape(feeds[source].shape) for name, source in renewed.items()}
+
+
+def _over_rows(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """The array of a hand-over, float32, in the bytes of the rows `x` that a graph takes."""
+    (spec,) = (value for value in model.graph.output if value.name == HANDOVER)
+    shape = (len(x), *(dim.dim_value for dim in spec.type.tensor_type.shape.dim[1:]))
+    return x.reshape(-1).view(np.float32)[: math.prod(shape)].reshape(shape)
 
 
 def _as_taken(value: onnx.ValueInfoProto, feeds: Mapping[str, np.ndarray]) -> np.ndarray:

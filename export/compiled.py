@@ -13,6 +13,7 @@ from edgeff.export.arena import ROWS, UPDATED_NUMBERS, arena_line
 from edgeff.export.check import Check, check_block, compares_rows
 from edgeff.export.cost import traffic_of, work_of
 from edgeff.export.graphs import BlockGraphs, compile_block
+from edgeff.export.inplace import hands_over_in_place
 from edgeff.export.memory import transient
 from edgeff.export.openable import check_openable
 from edgeff.manifest import BlockSpec, GraphKind, GraphSpec, OptimizerSpec, TensorSpec
@@ -123,6 +124,7 @@ def described(
         graphs={kind: graph_spec(kind, model, paths[kind]) for kind, model in graphs.models.items()},
         objective=block.describe(),  # type: ignore[operator]
         rows_together=rows_together if compares_rows(block) else 1,
+        handover_in_place=not last and hands_over_in_place(graphs.models.values()),
     )
     return CompiledBlock(spec, graphs, check, files)
 

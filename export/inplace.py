@@ -1,14 +1,20 @@
-"""Proof that a weight and its new value may share one buffer.
+"""Proof that a weight and its new value may share one buffer, and input rows and what is handed over.
 
 onnxruntime may run nodes in any order that respects data dependencies. Sharing is safe exactly when every node that
 reads the old value is an ancestor of the node that writes the new one, or is that node itself and works element by
 element. Where a reader is not an ancestor, a dependency without a value is added, so that the proof holds for every
 order.
+
+A hand-over is written over the rows that it comes from once nothing needs them: the weights' gradients are made first.
+onnxruntime merges operators in a row, so that is claimed only where no merged operator could read the rows while it
+writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -17,6 +23,10 @@ from onnx import helper, numpy_helper
 from edgeff.errors import ExportError
 
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Identity"})
+ROWS_IN, HANDOVER = "x", "handover"
+# Bytes of a row that a hand-over must have for that to be worth a few nodes, and that an operand may have which waits.
+_LARGE_BYTES = 32 * 1024
+_SMALL_BYTES = 1024
 # Their result may be the operand's own buffer, so whoever reads it reads the operand.
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
@@ -52,28 +62,113 @@ def ordered_in_place(model: onnx.ModelProto, *, block: str, kind: str) -> None:
     for source, target in in_place_pairs(model):
         readers = unsafe_readers(model, source, target)
         if readers:
-            _wait_for(model, target, readers)
+            (writer,) = (node for node in model.graph.node if target in node.output)
+            _wait_for(model, target, [reader.output[0] for reader in readers], _holding_point(model.graph, writer))
         if unsafe_readers(model, source, target):
             raise ExportError(f"block `{block}`: graph `{kind}` cannot renew `{source}` in place")
+    _hand_over_late(model)
 
 
-def _wait_for(model: onnx.ModelProto, target: str, readers: Iterable[onnx.NodeProto]) -> None:
-    """Let the writer of `target` depend on the readers through the sizes of their results, which costs no arithmetic.
+def hands_over_in_place(models: Iterable[onnx.ModelProto]) -> bool:
+    """Whether what any of a block's graphs hands over may be written over the rows that it takes, being no larger."""
+    found = [_hands_over_in_place(model) for model in models if _takes_rows(model)]
+    return bool(found) and all(found)
 
-    One operand passes through a Where whose condition (sizes are not negative) always holds.
+
+def _takes_rows(model: onnx.ModelProto) -> bool:
+    return any(value.name == ROWS_IN for value in model.graph.input)
+
+
+def _hands_over_in_place(model: onnx.ModelProto) -> bool:
+    if not _hands_over_no_more(model):
+        return False
+    nodes = list(model.graph.node)
+    (writer,) = (node for node in nodes if HANDOVER in node.output)
+    return not unsafe_readers(model, ROWS_IN, HANDOVER) and not _may_be_merged(model, writer)
+
+
+def _hands_over_no_more(model: onnx.ModelProto) -> bool:
+    known = {value.name: value for value in [*model.graph.input, *model.graph.output]}
+    return {ROWS_IN, HANDOVER} <= known.keys() and _row_bytes(known[HANDOVER]) <= _row_bytes(known[ROWS_IN])
+
+
+def _hand_over_late(model: onnx.ModelProto) -> None:
+    """Let a large hand-over wait until nothing needs the rows it may be written over, if that can be had for little."""
+    known = {value.name: value for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]}
+    if not _hands_over_no_more(model) or _row_bytes(known[HANDOVER]) < _LARGE_BYTES:
+        return
+    (writer,) = (node for node in model.graph.node if HANDOVER in node.output)
+    readers = unsafe_readers(model, ROWS_IN, HANDOVER)
+    signals = _outputs_behind(model, readers, writer)
+    small = [
+        place for place, name in enumerate(writer.input) if name in known and _row_bytes(known[name]) <= _SMALL_BYTES
+    ]
+    if signals and small and not _may_be_merged(model, writer):
+        _wait_for(model, HANDOVER, signals, (writer, small[-1]))
+
+
+def _outputs_behind(model: onnx.ModelProto, readers: Sequence[onnx.NodeProto], writer: onnx.NodeProto) -> list[str]:
+    """Outputs that are there when all the readers are done, and that do not wait for the writer.
+
+    None if some reader leads to no such output. They are small, where what a reader makes may be as large as the rows,
+    and would be held until it is asked for.
+    """
+    nodes = list(model.graph.node)
+    missing = {reader.output[0] for reader in readers}
+    found = []
+    for output in model.graph.output:
+        (node,) = (one for one in nodes if output.name in one.output)
+        before = _ancestors(nodes, node) | {node.output[0]}
+        if writer.output[0] not in before and before & missing:
+            missing -= before
+            found.append(output.name)
+    return [] if missing else found
+
+
+def _may_be_merged(model: onnx.ModelProto, writer: onnx.NodeProto) -> bool:
+    """Whether onnxruntime might make one operator of the writer of the hand-over and a reader of the rows.
+
+    It merges nodes whose results only the next one reads, and normalisations, whose first nodes are arithmetic.
+    """
+    readers = Counter(
+        [*(out.name for out in model.graph.output), *(name for node in model.graph.node for name in node.input)]
+    )
+    following = {name: node for node in model.graph.node for name in node.input if readers[name] == 1}
+    for node in _readers(list(model.graph.node), ROWS_IN):
+        if node.op_type in _ELEMENTWISE or node.op_type.startswith("Reduce"):
+            return True
+        while node.output[0] in following and node is not writer:
+            node = following[node.output[0]]
+        if node is writer:
+            return True
+    return False
+
+
+def _row_bytes(value: onnx.ValueInfoProto) -> int:
+    """Bytes of a tensor of one row."""
+    tensor = value.type.tensor_type
+    sizes = (int(dim.dim_param.rpartition("*")[0] or 1) if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
+    return math.prod(sizes) * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+
+
+def _wait_for(model: onnx.ModelProto, target: str, signals: Iterable[str], holding: tuple[onnx.NodeProto, int]) -> None:
+    """Let the writer of `target` wait for some tensors through their sizes, which costs no arithmetic.
+
+    One operand, `holding`, passes through a Where whose condition (sizes are not negative) always holds.
     """
     graph = model.graph
     (writer,) = (node for node in graph.node if target in node.output)
-    held_node, position = _holding_point(graph, writer)
+    held_node, position = holding
     late = {writer.output[0], held_node.output[0]}
     nodes = list(graph.node)
+    made_by = {name: node for node in nodes for name in node.output}
     made: list[onnx.NodeProto] = []
     sizes = []
-    for number, reader in enumerate(readers):
-        if reader.output[0] in late or late & _ancestors(nodes, reader):
+    for number, signal in enumerate(signals):
+        if made_by[signal].output[0] in late or late & _ancestors(nodes, made_by[signal]):
             continue  # to wait for it would be to wait for oneself
         size = f"{target}.after_{number}"
-        made.append(helper.make_node("Size", [reader.output[0]], [size], name=size))
+        made.append(helper.make_node("Size", [signal], [size], name=size))
         sizes.append(size)
     if not sizes:
         return

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from edgeff.export import winograd
 from edgeff.export.ir import ONE_SUM, Graph, Rows, Shape, Value
 from edgeff.export.lowering import Call, Lowered, translates
+from edgeff.export.strips import strip
+from edgeff.goodness import largest_divisor
 
 aten = torch.ops.aten
 
@@ -43,11 +45,16 @@ def _convolution_backward(call: Call) -> Lowered:
         raise ValueError("transposed convolutions are not supported")
     window = Window(call.argument(4), call.argument(5), call.argument(6), weight.shape[2:])
     groups = call.argument(9)
-    spatial = list(range(2, len(x.shape)))
+    strips = [] if call.uses_output(0) else _strips(gradient, weight, window, groups)
+    if strips and call.uses_output(1):
+        of_weight, of_bias = _gradients_by_strip(call.graph, strips, x, weight, window)
+    else:
+        of_weight = _weight_gradient(call.graph, gradient, x, weight, window, groups)
+        of_bias = call.graph.reduce("ReduceSum", gradient, [0, *range(2, len(x.shape))], keep=False)
     return (
         _input_gradient(call.graph, gradient, x, weight, window, groups) if call.uses_output(0) else None,
-        _weight_gradient(call.graph, gradient, x, weight, window, groups) if call.uses_output(1) else None,
-        call.graph.reduce("ReduceSum", gradient, [0, *spatial], keep=False) if call.uses_output(2) else None,
+        of_weight if call.uses_output(1) else None,
+        of_bias if call.uses_output(2) else None,
     )
 
 
@@ -110,6 +117,27 @@ def _input_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, wind
     return graph.node("ConvTranspose", [gradient, weight], [(x.shape, x.dtype)], attributes)[0]
 
 
+# Strips of a map: where each begins along its first spatial axis, and what it holds.
+Strips = Sequence[tuple[int, Value]]
+# Numbers of a row's map that is cut into strips, and into how many at most.
+_LARGE_MAP = 32 * 1024
+_STRIPS = 4
+
+
+def _strips(gradient: Value, weight: Value, window: Window, groups: int) -> Strips:
+    """A large gradient in strips, where its products are made row by row and nothing else needs it; else none.
+
+    It is never there as a whole then, which takes fewer bytes and more time.
+    """
+    (outs, ins), (length, *_) = _numbers(weight.shape[:2]), _numbers(gradient.shape[2:])
+    numbers = math.prod(_numbers(gradient.shape[1:]))
+    by_row = groups == 1 and _dense_form(outs, ins, numbers // outs, window) is _weight_gradient_by_row
+    if not by_row or numbers < _LARGE_MAP or gradient.graph.fast:
+        return []
+    each = length // largest_divisor(length, _STRIPS)
+    return [(start, strip(gradient, 2, start, start + each)) for start in range(0, length, each)]
+
+
 def _weight_gradient(graph: Graph, gradient: Value, x: Value, weight: Value, window: Window, groups: int) -> Value:
     """dL/dW[o, i, k] = sum over rows n and places p of dL/dy[n, o, p] x[n, i, p * stride + k * dilation - padding]."""
     how = _tiles(graph, x, weight, window, groups)
@@ -156,32 +184,84 @@ def _weight_gradient_by_row(graph: Graph, gradient: Value, x: Value, window: Win
     """Matrix products of every row, then their sum over the rows: (O, I, taps).
 
     A small map is unfolded and takes one product, (O, P) x (P, I taps), whose sum lies as the weight does. A large one
-    stays as it is and is shifted tap by tap, (I, P) x (P, O), so that the only copies are one of the gradient and one
-    shift.
+    stays as it is and is shifted tap by tap.
     """
     outs, ins = _numbers((gradient.shape[1], x.shape[1]))
-    sizes, kept = _numbers(x.shape[2:]), _numbers(gradient.shape[2:])
-    places, taps = math.prod(kept), window.taps()
+    places, taps = math.prod(_numbers(gradient.shape[2:])), window.taps()
+    if len(taps) * ins * places > _SMALL_MAP:
+        summed = _summed(_joined(_products(graph, 0, gradient, x, window), gradient))
+        return graph.transpose(graph.reshape(summed, (len(taps), ins, outs)), [2, 1, 0])
+    maps = [graph.reshape(_seen(x, tap, 0, gradient.shape[2:], window), (Rows(1), ins, 1, places)) for tap in taps]
+    unfolded = graph.reshape(graph.concat(maps, 2), (Rows(1), ins * len(taps), places))
+    inputs = [graph.reshape(gradient, (Rows(1), outs, places)), graph.transpose(unfolded, [0, 2, 1])]
+    product = graph.node("MatMul", inputs, [((Rows(1), outs, ins * len(taps)), x.dtype)])[0]
+    return graph.reduce("ReduceSum", product, [0], keep=False)
 
-    def shifted(tap: Sequence[int]) -> Value:
-        before = [padding - offset for padding, offset in zip(window.padding, tap, strict=True)]
-        after = [out - size - first for out, size, first in zip(kept, sizes, before, strict=True)]
-        return graph.pad(x, [0, 0, *before], [0, 0, *after])
 
-    rows = graph.reshape(gradient, (Rows(1), outs, places))
-    if len(taps) * ins * places <= _SMALL_MAP:
-        maps = [graph.reshape(shifted(tap), (Rows(1), ins, 1, places)) for tap in taps]
-        unfolded = graph.reshape(graph.concat(maps, 2), (Rows(1), ins * len(taps), places))
-        inputs = [rows, graph.transpose(unfolded, [0, 2, 1])]
-        product = graph.node("MatMul", inputs, [((Rows(1), outs, ins * len(taps)), x.dtype)])[0]
-        return graph.reduce("ReduceSum", product, [0], keep=False)
-    channel_last = graph.transpose(rows, [0, 2, 1])
-    sums = []
-    for tap in taps:
-        inputs = [graph.reshape(shifted(tap), (Rows(1), ins, places)), channel_last]
-        product = graph.node("MatMul", inputs, [((Rows(1), ins, outs), x.dtype)])[0]
-        sums.append(graph.reduce("ReduceSum", product, [0], keep=True))
-    return graph.transpose(graph.concat(sums, 0), [2, 1, 0])
+def _gradients_by_strip(graph: Graph, strips: Strips, x: Value, weight: Value, window: Window) -> tuple[Value, Value]:
+    """Gradients of weight and bias. A strip's part of both is made while the strip is there."""
+    outs, ins, *kernel = _numbers(weight.shape)
+    found = []
+    for start, gradient in strips:
+        ones = graph.constant(np.ones((1, math.prod(_numbers(gradient.shape[2:]))), np.float32))
+        total = graph.node("MatMul", [ones, _channel_last(graph, gradient)], [((Rows(1), 1, outs), x.dtype)])[0]
+        # Joined for each strip, so that an order can be found in which one strip is done before the next is made.
+        found.append(_joined([*_products(graph, start, gradient, x, window), total], gradient))
+    each = ins * math.prod(kernel)
+    by_strip = graph.reshape(_summed(graph.concat(found, 1)), (len(strips), each + 1, outs))
+    summed = graph.reduce("ReduceSum", by_strip, [0], keep=False)
+    by_tap = graph.reshape(graph.slice(summed, 0, 0, each), (math.prod(kernel), ins, outs))
+    bias = graph.reshape(graph.slice(summed, 0, each, each + 1), (outs,))
+    return graph.reshape(graph.transpose(by_tap, [2, 1, 0]), weight.shape), bias
+
+
+def _products(graph: Graph, start: int, gradient: Value, x: Value, window: Window) -> list[Value]:
+    """A strip's matrix products of every row and tap, (N, I, O): (I, P) x (P, O).
+
+    The only copies are one of the strip and one of what a tap sees of the map.
+    """
+    outs, ins = _numbers((gradient.shape[1], x.shape[1]))
+    channel_last, kept = _channel_last(graph, gradient), gradient.shape[2:]
+    maps = (
+        graph.reshape(_seen(x, tap, start, kept, window), (Rows(1), ins, math.prod(_numbers(kept))))
+        for tap in window.taps()
+    )
+    shape = (Rows(1), ins, outs)
+    return [graph.node("MatMul", [one, channel_last], [(shape, x.dtype)])[0] for one in maps]
+
+
+def _channel_last(graph: Graph, value: Value) -> Value:
+    """(N, P, O) of a map (N, O, ...)."""
+    flat = graph.reshape(value, (*value.shape[:2], math.prod(_numbers(value.shape[2:]))))
+    return graph.transpose(flat, [0, 2, 1])
+
+
+def _joined(products: Sequence[Value], gradient: Value) -> Value:
+    """A gradient's products (N, R, O), one below the other.
+
+    Small ones are summed over the rows together, later. Each by itself takes fewer bytes where they are large.
+    """
+    graph = gradient.graph
+    numbers = sum(math.prod(_numbers(one.shape[1:])) for one in products)
+    if 2 * numbers > math.prod(_numbers(gradient.shape[1:])):
+        products = [graph.reduce("ReduceSum", one, [0], keep=True) for one in products]
+    return graph.concat(products, 1)
+
+
+def _summed(products: Value) -> Value:
+    """Sum over the rows, where there are several: (R, O)."""
+    if products.shape[0] == 1:
+        return products.graph.reshape(products, products.shape[1:])
+    return products.graph.reduce("ReduceSum", products, [0], keep=False)
+
+
+def _seen(x: Value, tap: Sequence[int], start: int, kept: Shape, window: Window) -> Value:
+    """What one tap of a kernel of stride 1 sees of a map from the window at `start` on: shifted, zeros coming in."""
+    sizes = _numbers(x.shape[2:])
+    begins = [start, *(0 for _ in sizes[1:])]
+    before = [pad - offset - begin for pad, offset, begin in zip(window.padding, tap, begins, strict=True)]
+    after = [out - size - first for out, size, first in zip(_numbers(kept), sizes, before, strict=True)]
+    return x.graph.pad(x, [0, 0, *before], [0, 0, *after])
 
 
 def _weight_gradient_by_tap(graph: Graph, gradient: Value, padded: Value, window: Window, /) -> Value:

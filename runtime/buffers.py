@@ -20,7 +20,9 @@ class Buffers:
         rows: The most rows that go from block to block at once.
         first: Block that they are for, and those after it.
         features: (rows, *input) what that block takes.
-        handovers: Two stretches of bytes: a block reads from one and hands over into the other.
+        handovers: Two stretches of bytes: a block reads from one and hands over into the other, or into the same where
+            it may.
+        stretches: Which of them block `first` and those after it hand over into.
         y: (rows,) int64.
         row_weight: (rows,) float32.
         log_probabilities: (rows, classes) of the block that ran last.
@@ -31,6 +33,7 @@ class Buffers:
     first: int
     features: Array
     handovers: tuple[Array, Array]
+    stretches: tuple[int, ...]
     y: Array
     row_weight: Array
     log_probabilities: Array
@@ -58,7 +61,7 @@ class Buffers:
         return self._handover(block, spec)
 
     def _handover(self, block: int, spec: TensorSpec) -> Array:
-        used = self.handovers[block % 2][: self.rows * spec.nbytes]
+        used = self.handovers[self.stretches[block - self.first]][: self.rows * spec.nbytes]
         return used.view(spec.dtype).reshape(self.rows, *spec.shape)
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
@@ -83,13 +86,14 @@ def allocate_buffers(
     scalars: dict[str, Array] = {f"rate.{name}": np.array(value, np.float32) for name, value in rates.items()}
     scalars |= {name: np.zeros((), np.float32) for name in ("loss", "learning_rate")}
     scalars["seed"] = np.zeros((), np.int64)
-    even, odd = _handover_bytes(manifest, rows, first, last)
+    one, other = _handover_bytes(manifest, rows, first, last)
     taken = manifest.blocks[first].input
     return Buffers(
         rows=rows,
         first=first,
         features=np.zeros((rows, *taken.shape), taken.dtype),
-        handovers=(np.zeros(even, np.uint8), np.zeros(odd, np.uint8)),
+        handovers=(np.zeros(one, np.uint8), np.zeros(other, np.uint8)),
+        stretches=_stretches(manifest, first, last),
         y=np.zeros(rows, np.int64),
         row_weight=np.zeros(rows, np.float32),
         log_probabilities=np.zeros((rows, len(manifest.classes)), np.float32),
@@ -97,12 +101,21 @@ def allocate_buffers(
     )
 
 
+def _stretches(manifest: Manifest, first: int, last: int | None) -> tuple[int, ...]:
+    """Which of two stretches each block hands over into, so that none writes over rows that it still needs."""
+    found = [0]
+    for block in manifest.blocks[first + 1 : None if last is None else last + 1]:
+        found.append(found[-1] if block.handover_in_place else 1 - found[-1])
+    return tuple(found)
+
+
 def _handover_bytes(manifest: Manifest, rows: int, first: int, last: int | None) -> tuple[int, int]:
-    """Bytes of the two hand-over buffers: blocks with an even number write the first, the others the second."""
-    stop = len(manifest.blocks) if last is None else last + 1
-    sizes = [(index, block.handover.nbytes) for index, block in enumerate(manifest.blocks[:stop]) if block.handover]
-    even, odd = (max((size for i, size in sizes if i >= first and i % 2 == which), default=0) for which in (0, 1))
-    return rows * even, rows * odd
+    """Bytes of the two stretches that rows are handed over in."""
+    sizes = [0, 0]
+    for block, which in zip(manifest.blocks[first:], _stretches(manifest, first, last), strict=False):
+        if block.handover is not None:
+            sizes[which] = max(sizes[which], rows * block.handover.nbytes)
+    return sizes[0], sizes[1]
 
 
 def buffer_bytes(manifest: Manifest, rows: int, *, first: int = 0, last: int | None = None) -> int:

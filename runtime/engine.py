@@ -341,12 +341,16 @@ class _ApartSession(_Session):
     def bind(self, arrays: Mapping[str, Array]) -> Call:
         renewed = {}
         for port in self.outputs:
-            source = port.name.removeprefix("new.")
-            if port.name != source and port.name not in arrays:
-                old = fitting(self._name, port, source, arrays)
+            name = port.name if port.name in arrays else port.name.removeprefix("new.")
+            if name != port.name or self._over_rows(name, arrays):
+                old = fitting(self._name, port, name, arrays)
                 renewed[port.name] = (old, np.empty_like(old))
         beside = {name: new for name, (_, new) in renewed.items()}
         return _RenewingCall(self.bound({**arrays, **beside}), tuple(renewed.values()))
+
+    def _over_rows(self, name: str, arrays: Mapping[str, Array]) -> bool:
+        """Whether what is handed over takes the place of the rows that it comes from."""
+        return name == "handover" and "x" in arrays and np.may_share_memory(arrays[name], arrays["x"])
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from edgeff.manifest_rules import referenced_files, weight_specs
 from edgeff.optimizer import OPTIMIZERS, optimizer_spec, rates, slots
 
 TESTS = Path(__file__).parent
-GOLDEN = TESTS / "golden" / "manifest-v3.json"
+GOLDEN = TESTS / "golden" / "manifest-v4.json"
 SPECIFICATION = TESTS.parent / "docs" / "artifact-format.md"
 
 # --- a small consistent manifest -------------------------------------------------------------------------------------
@@ -103,6 +103,7 @@ def tiny_manifest():
                 "conv1", ("transform.weight", "transform.bias"), ("objective.projection",), adamw, last=False
             ),
             objective={"kind": "goodness", "statistics": ["mean", "deviation"], "temperature": 0.5},
+            handover_in_place=True,
         ),
         BlockSpec(
             name="head",
@@ -245,6 +246,12 @@ BROKEN = [
     ("M8", ("optimizer", "kind"), None, "`optimizer.kind` must be a string, got `null`"),
     ("M9", ("format",), "other", "`format` must be `edgeff-artifact`"),
     ("M8", ("blocks", 0, "rows_together"), 0, "`blocks[0].rows_together` must be a whole number, 1 or more, got `0`"),
+    (
+        "M8",
+        ("blocks", 0, "handover_in_place"),
+        1,
+        "`blocks[0].handover_in_place` must be `true` or `false`, got `1`",
+    ),
     ("M10", ("format_version",), 0, "`format_version` must be a whole number, 1 or more, got `0`"),
     ("M10", ("format_version",), "1", '`format_version` must be a whole number, 1 or more, got `"1"`'),
     ("M11", ("blocks", 0, "name"), "a b", f'`blocks[0].name` must be {NAME_NEEDED}, got `"a b"`'),
@@ -652,11 +659,11 @@ def test_m9_json_that_is_no_manifest_is_refused():
 
 
 def test_m10_a_newer_format_names_the_edgeff_that_wrote_it_and_says_to_upgrade():
-    root = document() | {"format_version": 4, "edgeff_version": "0.9.0", "unheard_of": 1}
+    root = document() | {"format_version": 5, "edgeff_version": "0.9.0", "unheard_of": 1}
     with pytest.raises(ArtifactError) as caught:
         from_json(json.dumps(root))
     assert str(caught.value) == (
-        f"artifact format 4 was written by edgeff 0.9.0, this edgeff {__version__} reads format 3"
+        f"artifact format 5 was written by edgeff 0.9.0, this edgeff {__version__} reads format 4"
     )
     assert caught.value.hint.startswith("upgrade edgeff here (`pip install --upgrade edgeff`)")
 
@@ -674,6 +681,18 @@ def test_m63_blocks_that_compare_rows_compare_the_same_number_of_them():
     )
     root["blocks"][1]["rows_together"] = 4
     assert [block.rows_together for block in from_json(json.dumps(root)).blocks] == [4, 4]
+
+
+@pytest.mark.parametrize(("block", "row"), [(0, "float32 [2, 4, 9]"), (1, "none")])
+def test_m64_no_hand_over_is_written_over_fewer_bytes_than_it_has(block, row):
+    root = document()
+    root["blocks"][0]["handover"]["shape"] = root["blocks"][1]["input"]["shape"] = [2, 4, 9]
+    root["blocks"][0]["handover_in_place"] = block == 0
+    root["blocks"][block]["handover_in_place"] = True
+    taken = "float32 [1, 8, 8]" if block == 0 else "float32 [2, 4, 9]"
+    assert message_of(json.dumps(root)) == (
+        f"`blocks[{block}].handover_in_place` must be false: {row} does not fit over {taken}"
+    )
 
 
 def test_m12_contained_paths_are_exactly_the_safe_ones():
@@ -738,7 +757,7 @@ def test_the_golden_manifest_is_still_read():
 
 def test_format_and_version_come_first_and_a_newline_last():
     text = to_json(tiny_manifest())
-    assert text.startswith('{\n  "format": "edgeff-artifact",\n  "format_version": 3,\n  "edgeff_version": ')
+    assert text.startswith('{\n  "format": "edgeff-artifact",\n  "format_version": 4,\n  "edgeff_version": ')
     assert text.endswith("}\n")
 
 
@@ -809,6 +828,7 @@ def manifests(draw):
                 graphs=block_graphs(f"b{len(blocks)}", tensors[:cut], tensors[cut:], optimizer, last=last),
                 objective=draw(free_objects),
                 rows_together=draw(st.sampled_from([1, together])),
+                handover_in_place=not last and rows[-1].nbytes <= rows[-2].nbytes and draw(st.booleans()),
             )
         )
     return with_files(

@@ -11,7 +11,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 const USAGE = "usage: node train.mjs ARTIFACT [--rows FILE] [--steps 20] [--batch N]";
-const FORMAT_VERSION = 3;
+const FORMAT_VERSION = 4;
 // What safetensors, the manifest and onnxruntime call a number; node has no arrays of float16.
 const DTYPES = {
   BOOL: { name: "bool", array: Uint8Array },
