@@ -95,7 +95,7 @@ def _placed(moves: Sequence[_Move], end: int) -> Arena:
         for number, size in makes:
             lying[number] = arena.take(size)
         if own:
-            arena.give_back(arena.take(own), own)
+            arena.pass_through(own)
         if not arena.fits:
             break
         for number, size in ending:
@@ -121,37 +121,53 @@ class Arena:
         self.same_from = 0
         self._end = end
         self._free = {0: end}  # begin -> bytes
+        self._begins = {end: 0}  # end -> begin, of the same pieces
 
     def take(self, size: int) -> int:
         """Where a piece of `size` bytes comes to lie; behind the end, where no free piece is large enough."""
-        fitting = [begin for begin, free in self._free.items() if free >= size]
-        if not fitting:
-            self.fits = False
+        begin = self._place(size)
+        if begin is None:
             return self._end
-        begin = min(fitting, key=lambda b: (self._free[b], b))
-        self.same_from = max(self.same_from, self._shortest(begin, size))
         left = self._free.pop(begin) - size
         if left:
             self._free[begin + size] = left
-        self.length = max(self.length, begin + size)
+            self._begins[begin + size + left] = begin + size
+        else:
+            del self._begins[begin + size]
         return begin
+
+    def pass_through(self, size: int) -> None:
+        """Take a piece and give it back at once."""
+        self._place(size)
+
+    def give_back(self, begin: int, size: int) -> None:
+        """Free a piece, and join it with what is free beside it."""
+        end = begin + size + self._free.pop(begin + size, 0)
+        begin = self._begins.pop(begin, begin)
+        self._free[begin] = end - begin
+        self._begins[end] = begin
+
+    def _place(self, size: int) -> int | None:
+        """The smallest free piece that is large enough, the first of several; None where there is none."""
+        found: int | None = None
+        smallest = 0
+        for begin, free in self._free.items():
+            if free >= size and (found is None or free < smallest or (free == smallest and begin < found)):
+                found, smallest = begin, free
+        if found is None:
+            self.fits = False
+            return None
+        self.same_from = max(self.same_from, self._shortest(found, size))
+        self.length = max(self.length, found + size)
+        return found
 
     def _shortest(self, begin: int, size: int) -> int:
         """The shortest stretch in which a piece of `size` bytes is taken at `begin`, as in this one."""
-        last = next((other for other, free in self._free.items() if other + free == self._end), self._end)
+        last = self._begins.get(self._end, self._end)
         if begin == last:
             return begin + size
         # A shorter piece at the end would be taken first, unless it is too short.
         return last + self._free[begin] if self._end - last >= self._free[begin] else 0
-
-    def give_back(self, begin: int, size: int) -> None:
-        """Free a piece, and join it with what is free beside it."""
-        size += self._free.pop(begin + size, 0)
-        before = next((other for other, free in self._free.items() if other + free == begin), None)
-        if before is None:
-            self._free[begin] = size
-        else:
-            self._free[before] += size
 
 
 def _rounded(size: int) -> int:

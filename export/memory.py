@@ -143,17 +143,20 @@ def run_order(sources: Sequence[Sequence[int]], ends: Iterable[int]) -> list[int
         sources: Of each node, the nodes it reads from, ascending.
         ends: The nodes to begin with, ascending.
     """
-    seen: set[int] = set()
+    seen = bytearray(len(sources))
     order: list[int] = []
-    todo = [(index, False) for index in ends]
+    todo = list(ends)
     while todo:
-        index, sources_done = todo.pop()
-        if sources_done:
-            order.append(index)
-        elif index not in seen:
-            seen.add(index)
-            todo.append((index, True))
-            todo.extend((source, False) for source in sources[index] if source not in seen)
+        index = todo.pop()
+        if index < 0:  # its sources are done
+            order.append(~index)
+        elif not seen[index]:
+            seen[index] = 1
+            if sources[index]:
+                todo.append(~index)
+                todo += sources[index]
+            else:
+                order.append(index)
     return order
 
 

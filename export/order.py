@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from edgeff.export.arena import stretch
-from edgeff.export.memory import Tensors, bytes_alive, run_order, tensors_of
+from edgeff.export.memory import Tensors, run_order, tensors_of
 
 # Rows at which orders are compared, about as many as a small device's micro-batch has.
 ROWS = 8
@@ -48,37 +48,91 @@ def order_for_memory(model: onnx.ModelProto, rows: int = ROWS, visits: int = VIS
 def least_memory_order(tensors: Tensors, rows: int, visits: int = VISITS) -> list[int]:
     """Numbers of the nodes in the order in which they are to stand in the file."""
     ends = _ends_by_depth(tensors)
+    graph = _Costs(tensors, rows)
     starts: list[_First] = [{}, {_ENDS: ends}, {_ENDS: ends[::-1]}]
-    starts.sort(key=lambda start: _cost(tensors, _file_order(tensors, start), rows))
+    starts.sort(key=lambda start: graph.cost(graph.file_order(start)))
     choices = [(node, source) for node, sources in _branches(tensors, rows).items() for source in sources]
     found = []
     for start in starts:  # a large network's visits are used up by the first
-        one, used = _improved(tensors, rows, start, choices, visits)
+        one, used = _improved(graph, start, choices, visits)
         found.append(one)
         visits -= used
         if visits <= 0:
             break
-    return min(found, key=lambda order: (_cost(tensors, order, rows)[0], stretch(tensors, _run(tensors, order), rows)))
+    return min(found, key=lambda order: (graph.cost(order)[0], stretch(tensors, graph.run(order), rows)))
 
 
-def _improved(
-    tensors: Tensors, rows: int, first: _First, choices: Sequence[tuple[int, int]], visits: int
-) -> tuple[list[int], int]:
+def _improved(graph: _Costs, first: _First, choices: Sequence[tuple[int, int]], visits: int) -> tuple[list[int], int]:
     """An order that no single change makes better, or as far as `visits` go; and how many were used."""
-    order = _file_order(tensors, first)
-    best = _cost(tensors, order, rows)
+    order = graph.file_order(first)
+    best = graph.cost(order)
     trials, since_better = 0, 0
     # Round and round, until a whole round brought nothing.
     for node, source in itertools.cycle(choices):
         if since_better == len(choices) or trials * len(order) >= visits:
             break
         trials, since_better = trials + 1, since_better + 1
-        trial = {**first, node: [source, *(one for one in first.get(node, []) if one != source)]}
-        trial_order = _file_order(tensors, trial)
-        cost = _cost(tensors, trial_order, rows)
-        if cost < best:
+        trial = {**first, node: [source, *(one for one in first.get(node, ()) if one != source)]}
+        trial_order = graph.file_order(trial)
+        if trial_order != order and (cost := graph.cost(trial_order, best[0])) < best:
             first, order, best, since_better = trial, trial_order, cost, 0
     return order, trials * len(order)
+
+
+class _Costs:
+    """What orders of a graph cost in its file. Thousands are tried: what is the same for all is made once."""
+
+    def __init__(self, tensors: Tensors, rows: int) -> None:
+        sizes = [one.at(rows) for one in tensors.held]
+        self._sources, self._ends = tensors.sources, tensors.ends
+        self._backwards = [own[::-1] for own in tensors.sources]
+        self._several = [node for node, own in enumerate(tensors.sources) if len(own) > 1]
+        self._sizes = sizes
+        self._made = [sum(sizes[number] for number in made) for made in tensors.makes]
+        self._own = [line.at(rows) for line in tensors.workspace]
+        touched = zip(tensors.makes, tensors.reads, strict=True)
+        self._touched = [tuple({*made, *read}) for made, read in touched]
+
+    def file_order(self, first: _First) -> list[int]:
+        """An order of the file by which what is to be computed first stands last, as far as dependencies allow."""
+        sources = self._backwards.copy()
+        for node, wanted in first.items():
+            if node != _ENDS:
+                sources[node] = tuple(_last(self._sources[node], wanted)[::-1])
+        # `run_order` takes the last of several first; given backwards, what is wanted first is put last.
+        return run_order(sources, _last(self._ends, first.get(_ENDS, ()))[::-1])
+
+    def run(self, order: Sequence[int]) -> list[int]:
+        """The order in which onnxruntime runs a file's order."""
+        place = [0] * len(order)
+        for position, node in enumerate(order):
+            place[node] = position
+        sources = list(self._sources)
+        for node in self._several:
+            sources[node] = tuple(sorted(sources[node], key=place.__getitem__))
+        return run_order(sources, sorted(self._ends, key=place.__getitem__))
+
+    def cost(self, order: Sequence[int], most: int | None = None) -> tuple[int, int]:
+        """Most bytes alive at once, then the sum over all nodes, so that a step on the way to a lower peak counts too.
+
+        Counted from the end, where every tensor is met first by its last reader; given up beyond `most` bytes.
+        """
+        sizes, made, own, touched = self._sizes, self._made, self._own, self._touched
+        alive, peak, total = 0, 0, 0
+        later = bytearray(len(sizes))
+        for node in reversed(self.run(order)):
+            for number in touched[node]:
+                if not later[number]:
+                    later[number] = 1
+                    alive += sizes[number]
+            now = alive + own[node]
+            total += now
+            if now > peak:
+                peak = now
+                if most is not None and peak > most:
+                    break
+            alive -= made[node]
+        return peak, total
 
 
 def _ends_by_depth(tensors: Tensors) -> list[int]:
@@ -101,28 +155,6 @@ def _branches(tensors: Tensors, rows: int) -> dict[int, list[int]]:
     return {node: sources for node, sources in chosen.items() if len(sources) > 1}
 
 
-def _file_order(tensors: Tensors, first: _First) -> list[int]:
-    """An order of the file by which what is to be computed first stands last, as far as dependencies allow."""
-    sources = [_last(own, first.get(node, ())) for node, own in enumerate(tensors.sources)]
-    # `run_order` takes the last of several first; given backwards, what is wanted first is put last.
-    return run_order([own[::-1] for own in sources], _last(tensors.ends, first.get(_ENDS, ()))[::-1])
-
-
 def _last(sources: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """The sources with the wanted ones at the end, the most wanted last of all."""
     return [*(source for source in sources if source not in wanted), *reversed(wanted)]
-
-
-def _cost(tensors: Tensors, order: Sequence[int], rows: int) -> tuple[int, int]:
-    """Most bytes alive at once, then the sum over all nodes, so that a step on the way to a lower peak counts too."""
-    alive = bytes_alive(tensors, _run(tensors, order), rows)
-    return max(alive, default=0), sum(alive)
-
-
-def _run(tensors: Tensors, order: Sequence[int]) -> list[int]:
-    """The order in which onnxruntime runs a file's order."""
-    place = {node: position for position, node in enumerate(order)}
-    sources: list[Sequence[int]] = [()] * len(order)
-    for node, own in enumerate(tensors.sources):
-        sources[node] = sorted(own, key=place.__getitem__)
-    return run_order(sources, sorted(tensors.ends, key=place.__getitem__))

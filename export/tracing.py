@@ -9,6 +9,7 @@ but torch fixes them to a number inside `torch.func.grad` for some layers, a `Li
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,12 @@ def gradients_function(block: nn.Module) -> Callable[..., dict[str, Any]]:
     return gradients
 
 
+@functools.cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """How torch makes operators of simpler ones; it goes through all of its operators to tell."""
+    return dict(core_aten_decompositions())
+
+
 def trace_block(
     block: nn.Module,
     *,
@@ -126,7 +133,7 @@ def trace_block(
         outputs[:] = list(found)
         return tuple(found.values())
 
-    table = {op: rule for op, rule in dict(core_aten_decompositions()).items() if op not in native}
+    table = {op: rule for op, rule in _decompositions().items() if op not in native}
     try:
         with _plain_kernels(block), _first_order():
             # Operators in place become ones that are not: a change of a part of a tensor would be lost otherwise.
