@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,7 +134,8 @@ def _strips(gradient: Value, weight: Value, window: Window, groups: int) -> Stri
     (outs, ins), (length, *_) = _numbers(weight.shape[:2]), _numbers(gradient.shape[2:])
     numbers = math.prod(_numbers(gradient.shape[1:]))
     by_row = groups == 1 and _dense_form(outs, ins, numbers // outs, window) is _weight_gradient_by_row
-    if not by_row or numbers < _LARGE_MAP or gradient.graph.fast:
+    sums = outs * ins * math.prod(window.kernel)  # of a strip: they are there beside those of the strips before
+    if not by_row or numbers < max(_LARGE_MAP, 2 * sums) or gradient.graph.fast:
         return []
     each = length // largest_divisor(length, _STRIPS)
     return [(start, strip(gradient, 2, start, start + each)) for start in range(0, length, each)]
@@ -189,7 +192,7 @@ def _weight_gradient_by_row(graph: Graph, gradient: Value, x: Value, window: Win
     outs, ins = _numbers((gradient.shape[1], x.shape[1]))
     places, taps = math.prod(_numbers(gradient.shape[2:])), window.taps()
     if len(taps) * ins * places > _SMALL_MAP:
-        summed = _summed(_joined(_products(graph, 0, gradient, x, window), gradient))
+        summed = _summed(_products(graph, 0, gradient, x, window), gradient)
         return graph.transpose(graph.reshape(summed, (len(taps), ins, outs)), [2, 1, 0])
     maps = [graph.reshape(_seen(x, tap, 0, gradient.shape[2:], window), (Rows(1), ins, 1, places)) for tap in taps]
     unfolded = graph.reshape(graph.concat(maps, 2), (Rows(1), ins * len(taps), places))
@@ -201,15 +204,14 @@ def _weight_gradient_by_row(graph: Graph, gradient: Value, x: Value, window: Win
 def _gradients_by_strip(graph: Graph, strips: Strips, x: Value, weight: Value, window: Window) -> tuple[Value, Value]:
     """Gradients of weight and bias. A strip's part of both is made while the strip is there."""
     outs, ins, *kernel = _numbers(weight.shape)
-    found = []
+    sums = []
     for start, gradient in strips:
         ones = graph.constant(np.ones((1, math.prod(_numbers(gradient.shape[2:]))), np.float32))
         total = graph.node("MatMul", [ones, _channel_last(graph, gradient)], [((Rows(1), 1, outs), x.dtype)])[0]
-        # Joined for each strip, so that an order can be found in which one strip is done before the next is made.
-        found.append(_joined([*_products(graph, start, gradient, x, window), total], gradient))
+        # Summed for each strip, so that an order can be found in which one strip is done before the next is made.
+        sums.append(_summed([*_products(graph, start, gradient, x, window), total], gradient))
     each = ins * math.prod(kernel)
-    by_strip = graph.reshape(_summed(graph.concat(found, 1)), (len(strips), each + 1, outs))
-    summed = graph.reduce("ReduceSum", by_strip, [0], keep=False)
+    summed = functools.reduce(operator.add, sums)
     by_tap = graph.reshape(graph.slice(summed, 0, 0, each), (math.prod(kernel), ins, outs))
     bias = graph.reshape(graph.slice(summed, 0, each, each + 1), (outs,))
     return graph.reshape(graph.transpose(by_tap, [2, 1, 0]), weight.shape), bias
@@ -236,23 +238,16 @@ def _channel_last(graph: Graph, value: Value) -> Value:
     return graph.transpose(flat, [0, 2, 1])
 
 
-def _joined(products: Sequence[Value], gradient: Value) -> Value:
-    """A gradient's products (N, R, O), one below the other.
+def _summed(products: Sequence[Value], gradient: Value) -> Value:
+    """Sums over the rows of a gradient's products (N, R, O), one below the other: (R, O).
 
-    Small ones are summed over the rows together, later. Each by itself takes fewer bytes where they are large.
+    Small ones are summed together. Each by itself takes fewer bytes where they are large.
     """
     graph = gradient.graph
     numbers = sum(math.prod(_numbers(one.shape[1:])) for one in products)
-    if 2 * numbers > math.prod(_numbers(gradient.shape[1:])):
-        products = [graph.reduce("ReduceSum", one, [0], keep=True) for one in products]
-    return graph.concat(products, 1)
-
-
-def _summed(products: Value) -> Value:
-    """Sum over the rows, where there are several: (R, O)."""
-    if products.shape[0] == 1:
-        return products.graph.reshape(products, products.shape[1:])
-    return products.graph.reduce("ReduceSum", products, [0], keep=False)
+    if 2 * numbers <= math.prod(_numbers(gradient.shape[1:])):
+        return graph.reduce("ReduceSum", graph.concat(products, 1), [0], keep=False)
+    return graph.concat([graph.reduce("ReduceSum", one, [0], keep=False) for one in products], 0)
 
 
 def _seen(x: Value, tap: Sequence[int], start: int, kept: Shape, window: Window) -> Value:
