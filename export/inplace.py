@@ -208,12 +208,12 @@ def describe_as(graph: onnx.GraphProto, name: str, other: str) -> None:
 
 
 def _readers(nodes: list[onnx.NodeProto], source: str) -> list[onnx.NodeProto]:
-    """Nodes that read a tensor, directly or through views of it."""
+    """Nodes that read a tensor, directly, through views of it, or transposed: a product may read what is transposed."""
     names, readers = {source}, []
     for node in nodes:
         if names & set(node.input):
             readers.append(node)
-            if node.op_type in VIEWS and node.input[0] in names:
+            if (node.op_type in VIEWS or node.op_type == "Transpose") and node.input[0] in names:
                 names |= set(node.output)
     return readers
 

@@ -15,6 +15,7 @@ from torch import nn
 from edgeff.artifact import Artifact, open_artifact
 from edgeff.export.graphs import compile_block
 from edgeff.export.inplace import HANDOVER, ROWS_IN, hands_over_in_place, unsafe_readers
+from edgeff.export.ir import Graph, Rows
 from edgeff.export.writer import export_network
 from edgeff.goodness import PooledGoodness
 from edgeff.handover import NoHandoverNorm
@@ -72,6 +73,17 @@ def test_in_whatever_order_nodes_run_the_rows_are_read_before_they_are_written_o
                 if views & set(node.input):
                     assert place < written, (kind, node.name)
                     views |= set(node.output) if node.op_type == "Reshape" else set()
+
+
+def test_whoever_reads_the_rows_transposed_reads_the_rows() -> None:
+    """onnxruntime lets a matrix product read what is transposed instead of the transposed."""
+    graph = Graph()
+    x, weight = graph.input("x", (Rows(1), 4, 6)), graph.input("parameter.w", (4, 4))
+    turned = graph.transpose(x, [0, 2, 1])
+    product = graph.node("MatMul", [turned, weight], [((Rows(1), 6, 4), "float32")])[0]
+    graph.output("handover", product * 2.0)
+    graph.output("late", graph.node("MatMul", [turned, weight * 2.0], [((Rows(1), 6, 4), "float32")])[0])
+    assert [node.output[0] for node in unsafe_readers(graph.to_model("one"), ROWS_IN, HANDOVER)] == ["late"]
 
 
 def test_a_hand_over_waits_for_small_tensors_and_holds_back_a_small_one() -> None:
