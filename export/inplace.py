@@ -12,7 +12,6 @@ writes.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeff.errors import ExportError
+from edgeff.export.workspace import Known
 
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Identity"})
 ROWS_IN, HANDOVER = "x", "handover"
@@ -41,7 +41,7 @@ def in_place_pairs(model: onnx.ModelProto) -> list[tuple[str, str]]:
 def unsafe_readers(model: onnx.ModelProto, source: str, target: str) -> list[onnx.NodeProto]:
     """The nodes that might read `source` after `target` was written over it; none means that sharing is safe."""
     nodes = list(model.graph.node)
-    (writer,) = (node for node in nodes if target in node.output)
+    writer = _writer(model.graph, target)
     before = _ancestors(nodes, writer)
     unsafe = []
     for node in _readers(nodes, source):
@@ -62,8 +62,8 @@ def ordered_in_place(model: onnx.ModelProto, *, block: str, kind: str) -> None:
     for source, target in in_place_pairs(model):
         readers = unsafe_readers(model, source, target)
         if readers:
-            (writer,) = (node for node in model.graph.node if target in node.output)
-            _wait_for(model, target, [reader.output[0] for reader in readers], _holding_point(model.graph, writer))
+            holding = _holding_point(model.graph, _writer(model.graph, target))
+            _wait_for(model, target, [reader.output[0] for reader in readers], holding)
         if unsafe_readers(model, source, target):
             raise ExportError(f"block `{block}`: graph `{kind}` cannot renew `{source}` in place")
     _hand_over_late(model)
@@ -82,26 +82,28 @@ def _takes_rows(model: onnx.ModelProto) -> bool:
 def _hands_over_in_place(model: onnx.ModelProto) -> bool:
     if not _hands_over_no_more(model):
         return False
-    nodes = list(model.graph.node)
-    (writer,) = (node for node in nodes if HANDOVER in node.output)
+    writer = _writer(model.graph, HANDOVER)
     return not unsafe_readers(model, ROWS_IN, HANDOVER) and not _may_be_merged(model, writer)
 
 
 def _hands_over_no_more(model: onnx.ModelProto) -> bool:
-    known = {value.name: value for value in [*model.graph.input, *model.graph.output]}
-    return {ROWS_IN, HANDOVER} <= known.keys() and _row_bytes(known[HANDOVER]) <= _row_bytes(known[ROWS_IN])
+    given, sizes = {value.name for value in [*model.graph.input, *model.graph.output]}, Known(model)
+    return {ROWS_IN, HANDOVER} <= given and sizes.line(HANDOVER).at(1) <= sizes.line(ROWS_IN).at(1)
 
 
 def _hand_over_late(model: onnx.ModelProto) -> None:
     """Let a large hand-over wait until nothing needs the rows it may be written over, if that can be had for little."""
-    known = {value.name: value for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]}
-    if not _hands_over_no_more(model) or _row_bytes(known[HANDOVER]) < _LARGE_BYTES:
+    sizes = Known(model)
+    if not _hands_over_no_more(model) or sizes.line(HANDOVER).at(1) < _LARGE_BYTES:
         return
-    (writer,) = (node for node in model.graph.node if HANDOVER in node.output)
+    writer = _writer(model.graph, HANDOVER)
     readers = unsafe_readers(model, ROWS_IN, HANDOVER)
     signals = _outputs_behind(model, readers, writer)
+    constants = {one.name for one in model.graph.initializer}
     small = [
-        place for place, name in enumerate(writer.input) if name in known and _row_bytes(known[name]) <= _SMALL_BYTES
+        place
+        for place, name in enumerate(writer.input)
+        if name not in constants and sizes.line(name).at(1) <= _SMALL_BYTES
     ]
     if signals and small and not _may_be_merged(model, writer):
         _wait_for(model, HANDOVER, signals, (writer, small[-1]))
@@ -117,7 +119,7 @@ def _outputs_behind(model: onnx.ModelProto, readers: Sequence[onnx.NodeProto], w
     missing = {reader.output[0] for reader in readers}
     found = []
     for output in model.graph.output:
-        (node,) = (one for one in nodes if output.name in one.output)
+        node = _writer(model.graph, output.name)
         before = _ancestors(nodes, node) | {node.output[0]}
         if writer.output[0] not in before and before & missing:
             missing -= before
@@ -144,20 +146,13 @@ def _may_be_merged(model: onnx.ModelProto, writer: onnx.NodeProto) -> bool:
     return False
 
 
-def _row_bytes(value: onnx.ValueInfoProto) -> int:
-    """Bytes of a tensor of one row."""
-    tensor = value.type.tensor_type
-    sizes = (int(dim.dim_param.rpartition("*")[0] or 1) if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
-    return math.prod(sizes) * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-
-
 def _wait_for(model: onnx.ModelProto, target: str, signals: Iterable[str], holding: tuple[onnx.NodeProto, int]) -> None:
     """Let the writer of `target` wait for some tensors through their sizes, which costs no arithmetic.
 
     One operand, `holding`, passes through a Where whose condition (sizes are not negative) always holds.
     """
     graph = model.graph
-    (writer,) = (node for node in graph.node if target in node.output)
+    writer = _writer(graph, target)
     held_node, position = holding
     late = {writer.output[0], held_node.output[0]}
     nodes = list(graph.node)
@@ -205,6 +200,13 @@ def describe_as(graph: onnx.GraphProto, name: str, other: str) -> None:
             copy.CopyFrom(value)
             copy.name = name
             return
+
+
+def _writer(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    """The node that makes a tensor."""
+    writer: onnx.NodeProto
+    (writer,) = (node for node in graph.node if name in node.output)
+    return writer
 
 
 def _readers(nodes: list[onnx.NodeProto], source: str) -> list[onnx.NodeProto]:

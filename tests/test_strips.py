@@ -10,16 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_cases import ADAMW, Runner
+from layer_cases import ADAMW, CLASSES, Runner, block_of, compiled
 from torch import nn
 
 from edgeff.export.check import check_block
-from edgeff.export.graphs import BlockGraphs, compile_block
+from edgeff.export.graphs import BlockGraphs
 from edgeff.export.ir import Graph, Rows, Value
 from edgeff.export.memory import transient
 from edgeff.export.strips import strip
 from edgeff.goodness import PooledGoodness
-from edgeff.model import LocalBlock, LocalNetwork
+from edgeff.model import LocalBlock
 
 ROWS, CHANNELS, HEIGHT, WIDTH = 2, 3, 12, 4
 
@@ -80,12 +80,10 @@ def test_the_batch_is_not_cut() -> None:
         strip(graph.input("x", (Rows(1), 2)), 0, 0, 1)
 
 
-def compiled(layers: Sequence[nn.Module], row: tuple[int, ...]) -> tuple[LocalBlock, BlockGraphs]:
+def large(layers: Sequence[nn.Module], row: tuple[int, ...]) -> tuple[LocalBlock, BlockGraphs]:
     torch.manual_seed(0)
-    block = LocalBlock(nn.Sequential(*layers), goodness=PooledGoodness(cells=4))
-    network = LocalNetwork([block], input_shape=row, classes=3)
-    made = compile_block(network.sequence[0], optimizer_spec=ADAMW, input_dtype="float32", last=False)
-    return block, made
+    block = block_of(nn.Sequential(*layers), row, goodness=PooledGoodness(cells=4))
+    return block, compiled(block)
 
 
 LARGE = {
@@ -100,7 +98,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_gradients_that_are_made_in_strips_agree_with_torch(name: str) -> None:
-    block, graphs = compiled(*LARGE[name])
+    block, graphs = large(*LARGE[name])
     height = int(str(graphs.models["accumulate"].graph.output[1].type.tensor_type.shape.dim[2].dim_value))
     shifted = [
         value
@@ -108,12 +106,12 @@ def test_gradients_that_are_made_in_strips_agree_with_torch(name: str) -> None:
         if value.name.startswith("pad") and value.type.tensor_type.shape.dim[2].dim_value < height
     ]
     assert shifted
-    check_block(block, graphs, spec=ADAMW, input_dtype="float32", classes=3)
+    check_block(block, graphs, spec=ADAMW, input_dtype="float32", classes=CLASSES)
 
 
 def test_a_block_whose_gradient_is_made_in_strips_holds_two_maps() -> None:
     """The activation and, once the gradients are there, what is left of it without its mean."""
-    _, graphs = compiled([nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()], (8, 64, 64))
+    _, graphs = large([nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()], (8, 64, 64))
     rows, bytes_ = 16, 16 * 4 * 8 * 64 * 64
     maps = {
         kind: max(moment.at(rows) for moment in transient(graphs.models[kind])) / bytes_
