@@ -20,7 +20,7 @@ from edgeff.export.memory import Tensors, run_order, tensors_of
 ROWS = 8
 # A tensor below this part of the largest one does not move the peak.
 _MATTERS = 1 / 16
-_ENDS = -1
+ENDS = -1
 # Nodes that are visited in all trials: more than a block's graphs take, and some seconds for those of a deep network.
 VISITS = 250_000
 
@@ -48,8 +48,8 @@ def order_for_memory(model: onnx.ModelProto, rows: int = ROWS, visits: int = VIS
 def least_memory_order(tensors: Tensors, rows: int, visits: int = VISITS) -> list[int]:
     """Numbers of the nodes in the order in which they are to stand in the file."""
     ends = _ends_by_depth(tensors)
-    graph = _Costs(tensors, rows)
-    starts: list[_First] = [{}, {_ENDS: ends}, {_ENDS: ends[::-1]}]
+    graph = Costs(tensors, rows)
+    starts: list[_First] = [{}, {ENDS: ends}, {ENDS: ends[::-1]}]
     starts.sort(key=lambda start: graph.cost(graph.file_order(start)))
     choices = [(node, source) for node, sources in _branches(tensors, rows).items() for source in sources]
     found = []
@@ -62,7 +62,7 @@ def least_memory_order(tensors: Tensors, rows: int, visits: int = VISITS) -> lis
     return min(found, key=lambda order: (graph.cost(order)[0], stretch(tensors, graph.run(order), rows)))
 
 
-def _improved(graph: _Costs, first: _First, choices: Sequence[tuple[int, int]], visits: int) -> tuple[list[int], int]:
+def _improved(graph: Costs, first: _First, choices: Sequence[tuple[int, int]], visits: int) -> tuple[list[int], int]:
     """An order that no single change makes better, or as far as `visits` go; and how many were used."""
     order = graph.file_order(first)
     best = graph.cost(order)
@@ -79,7 +79,7 @@ def _improved(graph: _Costs, first: _First, choices: Sequence[tuple[int, int]], 
     return order, trials * len(order)
 
 
-class _Costs:
+class Costs:
     """What orders of a graph cost in its file. Thousands are tried: what is the same for all is made once."""
 
     def __init__(self, tensors: Tensors, rows: int) -> None:
@@ -97,10 +97,10 @@ class _Costs:
         """An order of the file by which what is to be computed first stands last, as far as dependencies allow."""
         sources = self._backwards.copy()
         for node, wanted in first.items():
-            if node != _ENDS:
+            if node != ENDS:
                 sources[node] = tuple(_last(self._sources[node], wanted)[::-1])
         # `run_order` takes the last of several first; given backwards, what is wanted first is put last.
-        return run_order(sources, _last(self._ends, first.get(_ENDS, ()))[::-1])
+        return run_order(sources, _last(self._ends, first.get(ENDS, ()))[::-1])
 
     def run(self, order: Sequence[int]) -> list[int]:
         """The order in which onnxruntime runs a file's order."""
@@ -150,7 +150,7 @@ def _branches(tensors: Tensors, rows: int) -> dict[int, list[int]]:
     heavy = [any(sizes[number] > least for number in made) for made in tensors.makes]
     for node in run_order(tensors.sources, range(len(heavy))):
         heavy[node] = heavy[node] or any(heavy[source] for source in tensors.sources[node])
-    several = {**dict(enumerate(tensors.sources)), _ENDS: tensors.ends}
+    several = {**dict(enumerate(tensors.sources)), ENDS: tensors.ends}
     chosen = {node: [source for source in sources if heavy[source]] for node, sources in several.items()}
     return {node: sources for node, sources in chosen.items() if len(sources) > 1}
 

@@ -29,7 +29,8 @@ from onnx import helper
 from test_random_blocks import Drawn, random_blocks
 
 from edgeff.export.graphs import BlockGraphs, apply_model
-from edgeff.export.memory import run_order, tensors_of, transient
+from edgeff.export.memory import bytes_alive, run_order, tensors_of, transient
+from edgeff.export.order import ENDS, Costs
 from edgeff.manifest import GraphKind, OptimizerSpec
 
 ROWS = (1, 3, 8)
@@ -308,3 +309,16 @@ def test_the_shared_update_holds_what_is_alive_when_it_runs() -> None:
             tensors = all_tensors(model, {name: np.ones(shape, np.float32) for name, shape in shapes.items()})
             expected = most_alive(model, run_order(read.sources, read.ends), tensors)
             assert max(one.at(numbers) for one in moments) == expected
+
+
+@pytest.mark.parametrize("kind", ["accumulate", "forward"])
+def test_what_an_order_costs_is_what_is_alive_in_it(kind: GraphKind) -> None:
+    """Counted from its end, in one pass, it is what the pass over all lifetimes gives."""
+    tensors = tensors_of(compiled(CASES["residual"].block()).models[kind])
+    costs = Costs(tensors, 8)
+    for first in ({}, {ENDS: tensors.ends[::-1]}):
+        order = costs.file_order(first)
+        alive = bytes_alive(tensors, costs.run(order), 8)
+        assert costs.cost(order) == (max(alive), sum(alive))
+        assert costs.cost(order, max(alive)) == costs.cost(order)
+        assert costs.cost(order, max(alive) - 1)[0] > max(alive) - 1
