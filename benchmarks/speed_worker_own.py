@@ -118,6 +118,7 @@ def sweep(training: Training) -> Callable[[int], float]:
         training.engine,
         trained=[block.name for block in training.artifact.manifest.blocks],
         accumulate=any("apply" in part.graphs for part in plan.blocks),
+        groups=plan.groups,
     )
     updates = training.trainer(network, training.x, training.y)
 

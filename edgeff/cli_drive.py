@@ -43,8 +43,9 @@ def drive(adaptation: Adaptation, stop: StopConditions, *, resume: bool) -> Mapp
             elif isinstance(event, Placed):
                 line.note(event.text)
             elif isinstance(event, Replanned):
-                planned = format_bytes(event.plan.planned_bytes)
-                line.note(f"{event.reason}: on with micro-batch {event.plan.micro_batch}, {planned} planned")
+                planned, count = format_bytes(event.plan.planned_bytes), len(event.plan.groups)
+                size = f"micro-batch {event.plan.micro_batch}" + (f" in {count} groups of blocks" if count > 1 else "")
+                line.note(f"{event.reason}: on with {size}, {planned} planned")
             elif isinstance(event, Finished):
                 return event.result
             elif isinstance(event, Stopped):

@@ -10,7 +10,7 @@ from edgeff.report import DeviceRows, MethodRow, Report
 from edgeff.report_compare import activation_lines, comparison, tensor_bytes, tensors_sentence
 
 if TYPE_CHECKING:
-    from edgeff.runtime.plan_parts import BlockPlan
+    from edgeff.runtime.plan_parts import BlockPlan, Plan
 
 
 def report_json(report: Report) -> dict[str, object]:
@@ -70,6 +70,7 @@ def _method(row: MethodRow) -> dict[str, object]:
         "not_measured": row.not_measured,
         "schedule": plan.schedule if plan else None,
         "features": plan.features if plan and plan.schedule == "stage" else None,
+        "groups": _groups(plan) if plan and plan.schedule == "sweep" else None,
         "row_disk_bytes": row.row_disk_bytes,
         "update_seconds": None if row.update_seconds is None else round(row.update_seconds, 6),
         "phase": plan.largest_phase.name if plan else None,
@@ -87,6 +88,11 @@ def _method(row: MethodRow) -> dict[str, object]:
         },
         "blocks": [_block(block, size) for block, size in row.blocks],
     }
+
+
+def _groups(plan: Plan) -> list[list[str]]:
+    """Names of the blocks that learn together, of each group."""
+    return [[plan.blocks[block].block for block in group] for group in plan.spans]
 
 
 def _block(block: BlockPlan, measured_bytes: int | None) -> dict[str, object]:

@@ -239,6 +239,8 @@ def details(row: MethodRow) -> list[str]:
     if row.plan.schedule == "stage" and not single:
         again = row.plan.features == "rerun"
         found.append("blocks before it run again" if again else f"{row.plan.features} files between blocks")
+    if len(row.plan.groups) > 1:
+        found.append(f"learn in {len(row.plan.groups)} groups, those before run again")
     if row.plan.disk_bytes:
         found.append(f"{format_bytes(row.row_disk_bytes)} on disk for each row")
     trained = [block.block for block in row.plan.blocks if block.trained]

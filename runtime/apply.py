@@ -9,6 +9,7 @@ from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import Buffers
 from edgeff.runtime.device_memory import DeviceMemory
 from edgeff.runtime.engine import Call, Graph
+from edgeff.runtime.memory import GRADIENT
 from edgeff.runtime.network import Graphs, Network
 from edgeff.runtime.plan_bytes import APPLY_NUMBERS
 from edgeff.runtime.plan_parts import BlockPlan
@@ -72,7 +73,7 @@ class DeviceApply:
 def applies(
     network: Network, graphs: Graphs, trained: Sequence[tuple[int, BlockPlan]], buffers: Buffers
 ) -> Sequence[Apply | DeviceApply]:
-    """The updates of the trained blocks, given by number and in order; fewer than blocks where these share a graph."""
+    """The updates of a group's trained blocks, given by number and in order; fewer where these share a graph."""
     if graphs.memory is not None:
         return [
             DeviceApply(graphs.of(block, "apply"), _tensors(network, block), buffers, graphs.memory)
@@ -105,7 +106,8 @@ def _alike(network: Network, trained: Sequence[tuple[int, BlockPlan]]) -> list[l
 
 
 def _joined(network: Network, blocks: Sequence[int]) -> dict[str, Array]:
-    """The numbers of some trained blocks next to each other, by role."""
+    """The numbers of some trained blocks of a group next to each other, by role."""
     first, last = network.memory(blocks[0]), network.memory(blocks[-1])
-    stop = last.start + len(last.runs["parameter"])
-    return {role: run[first.start : stop] for role, run in network.runs.items()}
+    count = last.start + len(last.runs["parameter"]) - first.start
+    starts = {role: first.gradient_start if role == GRADIENT else first.start for role in network.runs}
+    return {role: run[starts[role] : starts[role] + count] for role, run in network.runs.items()}

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate as running_sums
+from typing import TypeVar
 
 import numpy as np
 
 from edgeff.errors import RunError
 from edgeff.manifest import BlockSpec, TensorSpec
 from edgeff.runtime.arrays import Array
+from edgeff.runtime.groups import ONE_GROUP, largest_group, spans
 
 # Bytes; kernels read from the beginning of a cache line fastest.
 ALIGNMENT = 64
 _ITEM_BYTES = 4
+GRADIENT = "gradient"
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class BlockMemory:
         runs: What they are views of, float32 (numbers,), all of the same length: `parameter`, `gradient`,
             `state.<slot>`; none where the block is not trained.
         start: Where these runs begin in those of all blocks.
+        gradient_start: Where that of its gradients does, in that of its group.
     """
 
     spec: BlockSpec
     arrays: Mapping[str, Array]
     runs: Mapping[str, Array] = field(default_factory=dict)
     start: int = 0
+    gradient_start: int = 0
 
     def weights(self) -> dict[str, Array]:
         """The arrays themselves of parameters and buffers, by their key in a weights file."""
@@ -62,12 +67,17 @@ class BlockMemory:
         """The same block on its part of the runs of all blocks; itself where it is not trained."""
         if not self.runs:
             return self
-        stop = self.start + _numbers(self.spec)
-        own = {role: run[self.start : stop] for role, run in runs.items()}
+        count = numbers_of(self.spec)
+        starts = {role: self.gradient_start if role == GRADIENT else self.start for role in runs}
+        own = {role: run[starts[role] : starts[role] + count] for role, run in runs.items()}
         arrays = {name: array for name, array in self.arrays.items() if name.startswith("buffer.")}
         for role, run in own.items():
             arrays |= _views(self.spec, role, run)
-        return BlockMemory(self.spec, arrays, own, self.start)
+        return replace(self, arrays=arrays, runs=own)
+
+
+# A block's arrays, or None where they are not in memory.
+Memory = TypeVar("Memory", BlockMemory, BlockMemory | None)
 
 
 def allocate_memory(spec: BlockSpec, *, trained: bool, accumulate: bool = False) -> BlockMemory:
@@ -83,7 +93,11 @@ def allocate_memory(spec: BlockSpec, *, trained: bool, accumulate: bool = False)
 
 
 def allocate_memories(
-    specs: Sequence[BlockSpec], *, trained: Collection[str], accumulate: bool = False
+    specs: Sequence[BlockSpec],
+    *,
+    trained: Collection[str],
+    accumulate: bool = False,
+    groups: Sequence[int] = ONE_GROUP,
 ) -> tuple[tuple[BlockMemory, ...], dict[str, Array]]:
     """Arrays for some blocks, all zero, and the runs of numbers of those that are trained, by role.
 
@@ -91,23 +105,38 @@ def allocate_memories(
         specs: The blocks.
         trained: Names of those that get optimiser state.
         accumulate: Give these gradient sums.
+        groups: Which of them share the numbers of those (`edgeff.runtime.groups`).
     """
-    chosen = [spec for spec in specs if spec.name in trained]
-    starts = dict(zip((spec.name for spec in chosen), _starts(_numbers(spec) for spec in chosen), strict=False))
-    roles = ["parameter", *(["gradient"] if accumulate else []), *(f"state.{slot}" for slot in specs[0].slots)]
-    total = sum(map(_numbers, chosen))
-    runs = {role: _zeros(TensorSpec(role, (total,))) for role in roles} if chosen else {}
-    return tuple(_allocated(spec, starts.get(spec.name), runs) for spec in specs), runs
+    chosen = [spec.name in trained for spec in specs]
+    sizes = [numbers_of(spec) if one else 0 for spec, one in zip(specs, chosen, strict=True)]
+    roles = ["parameter", *(f"state.{slot}" for slot in specs[0].slots)] if any(chosen) else []
+    runs = {role: _zeros(TensorSpec(role, (sum(sizes),))) for role in roles}
+    memories = [
+        BlockMemory(spec, _own_arrays(spec, trained=one), runs if one else {}, start)
+        for spec, one, start in zip(specs, chosen, _starts(sizes), strict=False)
+    ]
+    return with_gradients(memories, runs, accumulate, groups)
 
 
-def with_gradients(runs: Mapping[str, Array], wanted: bool) -> dict[str, Array]:
-    """The same runs of numbers, with or without gradient sums; zero where there were none."""
-    found = {role: run for role, run in runs.items() if role != "gradient"}
+def with_gradients(
+    memories: Sequence[Memory], runs: Mapping[str, Array], wanted: bool, groups: Sequence[int] = ONE_GROUP
+) -> tuple[tuple[Memory, ...], dict[str, Array]]:
+    """The same blocks and runs of numbers, with or without gradient sums; zero where there were none.
+
+    Args:
+        memories: Of all blocks; None for one that is not in memory.
+        runs: Of those that are trained, by role.
+        wanted: Have gradient sums.
+        groups: Blocks of different groups share the numbers of these.
+    """
+    found = {role: run for role, run in runs.items() if role != GRADIENT}
+    sizes: list[int] = [numbers_of(memory.spec) if memory and memory.runs else 0 for memory in memories]
     if wanted and found:
-        found["gradient"] = (
-            runs["gradient"] if "gradient" in runs else _zeros(TensorSpec("gradient", found["parameter"].shape))
-        )
-    return found
+        shape = (largest_group(sizes, groups),)
+        kept = GRADIENT in runs and runs[GRADIENT].shape == shape
+        found[GRADIENT] = runs[GRADIENT] if kept else _zeros(TensorSpec(GRADIENT, shape))
+    pairs = zip(memories, _starts_in_groups(sizes, groups), strict=True)
+    return tuple(memory and replace(memory, gradient_start=start).over(found) for memory, start in pairs), found
 
 
 def copy_weights(memory: BlockMemory, weights: Mapping[str, Array]) -> None:
@@ -128,11 +157,10 @@ def copy_weights(memory: BlockMemory, weights: Mapping[str, Array]) -> None:
         array[...] = given
 
 
-def _allocated(spec: BlockSpec, start: int | None, runs: Mapping[str, Array]) -> BlockMemory:
+def _own_arrays(spec: BlockSpec, *, trained: bool) -> dict[str, Array]:
+    """What is no view of a run."""
     arrays = {f"buffer.{tensor.name}": _zeros(tensor) for tensor in spec.buffers}
-    if start is not None:
-        return BlockMemory(spec, arrays, runs, start).over(runs)
-    return BlockMemory(spec, arrays | {f"parameter.{tensor.name}": _zeros(tensor) for tensor in spec.parameters})
+    return arrays if trained else arrays | {f"parameter.{tensor.name}": _zeros(tensor) for tensor in spec.parameters}
 
 
 def _views(spec: BlockSpec, role: str, run: Array) -> dict[str, Array]:
@@ -144,7 +172,8 @@ def _views(spec: BlockSpec, role: str, run: Array) -> dict[str, Array]:
     }
 
 
-def _numbers(spec: BlockSpec) -> int:
+def numbers_of(spec: BlockSpec) -> int:
+    """How many numbers its parameters are in a run, with padding."""
     return sum(map(_padded, spec.parameters))
 
 
@@ -156,6 +185,12 @@ def _padded(tensor: TensorSpec) -> int:
 def _starts(sizes: Iterable[int]) -> Iterator[int]:
     """Where each begins when they lie one after another, and where the last ends."""
     return running_sums(sizes, initial=0)
+
+
+def _starts_in_groups(sizes: Sequence[int], groups: Sequence[int]) -> Iterator[int]:
+    """The same, beginning anew with each group."""
+    for span in spans(groups, len(sizes)):
+        yield from list(_starts(sizes[block] for block in span))[:-1]
 
 
 def _zeros(tensor: TensorSpec) -> Array:

@@ -14,7 +14,8 @@ from edgeff.preprocess import Preprocessing
 from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import Buffers
 from edgeff.runtime.engine import Call, Engine, Graph, check_graph
-from edgeff.runtime.memory import BlockMemory, allocate_memories, allocate_memory, with_gradients
+from edgeff.runtime.groups import ONE_GROUP
+from edgeff.runtime.memory import GRADIENT, BlockMemory, allocate_memories, allocate_memory, with_gradients
 from edgeff.runtime.store import AllWeights, ArtifactStore, GivenStore, Store
 
 _PIECE = 1 << 14
@@ -78,15 +79,15 @@ class Network:
         """The same network with no block in memory."""
         return replace(self, memories=(None,) * len(self.memories), runs={})
 
-    def accumulating(self, accumulate: bool) -> Network:
-        """The same arrays, with or without gradient sums."""
-        runs = with_gradients(self.runs, accumulate)
-        return replace(self, memories=tuple(memory and memory.over(runs) for memory in self.memories), runs=runs)
+    def accumulating(self, accumulate: bool, groups: Sequence[int] = ONE_GROUP) -> Network:
+        """The same arrays, with or without gradient sums, which blocks of different groups share."""
+        memories, runs = with_gradients(self.memories, self.runs, accumulate, groups)
+        return replace(self, memories=memories, runs=runs)
 
     def forget_gradients(self) -> None:
         """Give up what was summed of a batch's gradients."""
-        if "gradient" in self.runs:
-            self.runs["gradient"].fill(0)
+        if GRADIENT in self.runs:
+            self.runs[GRADIENT].fill(0)
 
     def reset(self) -> None:
         """Fill what is in memory as a run begins: with the artifact's weights, and no optimiser state."""
@@ -111,6 +112,7 @@ def open_network(
     weights: Mapping[str, Array] | None = None,
     trained: Collection[str] = (),
     accumulate: bool = False,
+    groups: Sequence[int] = ONE_GROUP,
 ) -> Network:
     """All blocks of an artifact in memory.
 
@@ -120,6 +122,7 @@ def open_network(
         weights: Parameters and buffers by `<block>.<name>`; None for the artifact's own.
         trained: Names of the blocks that get optimiser state.
         accumulate: Give those gradient sums.
+        groups: Blocks of different groups share the numbers of these (`edgeff.runtime.groups`).
 
     Raises:
         RunError: An unknown block, or a weight is missing or does not fit.
@@ -128,7 +131,7 @@ def open_network(
     manifest = artifact.manifest
     check_block_names(manifest, trained)
     store: Store = ArtifactStore(artifact) if weights is None else GivenStore(weights)
-    memories, runs = allocate_memories(manifest.blocks, trained=trained, accumulate=accumulate)
+    memories, runs = allocate_memories(manifest.blocks, trained=trained, accumulate=accumulate, groups=groups)
     if weights is None:
         # All at once: for every call the file's list of tensors is read anew.
         artifact.fill({key: array for memory in memories for key, array in memory.weights().items()})

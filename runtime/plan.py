@@ -15,6 +15,7 @@ from edgeff.manifest import BlockSpec, GraphKind, Manifest
 from edgeff.runtime.buffers import buffer_bytes, filling_bytes
 from edgeff.runtime.cost import disk_seconds, run_seconds, update_seconds
 from edgeff.runtime.engine import ARENA_MARGIN
+from edgeff.runtime.groups import groupings, largest_group
 from edgeff.runtime.memory import ALIGNMENT
 from edgeff.runtime.plan_bytes import (
     BLOCK_BYTES,
@@ -29,6 +30,9 @@ from edgeff.runtime.plan_refusals import by_memory, check_block_budgets, over_bu
 
 # Does the work of `accumulate` in less time.
 FAST: GraphKind = "fast_accumulate"
+FORWARD: Sequence[GraphKind] = ("forward",)
+# Groups of blocks have to make a run smaller by this part of it, to be worth their forward passes.
+_WORTH_GROUPS = 0.05
 Kinds = Sequence[tuple[GraphKind, ...]]
 
 FEATURE_BYTES: Mapping[Features, int] = {"float32": 4, "float16": 2, "uint8": 1}
@@ -77,7 +81,7 @@ def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator
         for whole in _wholes(manifest, request, rows):
             for kinds in _choices_of_graphs(manifest, one, rows, whole):
                 if schedule == "sweep":
-                    yield _sweep(manifest, one, rows, whole, kinds)
+                    yield from _sweeps(manifest, one, rows, whole, kinds)
                 else:
                     for features in _features(request):
                         yield _stage(manifest, one, rows, whole, kinds, features)
@@ -136,18 +140,50 @@ def _features(request: Request) -> Sequence[Features]:
     return ("float32", "rerun") if request.features is None else (request.features,)
 
 
-def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: Kinds) -> Plan:
+def _sweeps(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: Kinds) -> Iterator[Plan]:
+    """All blocks at once, and in groups where those spare enough bytes."""
     base = Bytes(
         rows=request.row_bytes, process=process_bytes(manifest, request), activations=buffer_bytes(manifest, rows)
     )
-    for block, graphs in zip(manifest.blocks, kinds, strict=True):
-        base += _arrays(block, _is_trained(block, request), graphs, request)
-    training = base + Bytes(graphs=_sessions(manifest, enumerate(kinds), request.threads))
+    gradients = []
+    for block, graphs in _paired(manifest, kinds):
+        arrays = _arrays(block, _is_trained(block, request), graphs, request)
+        gradients.append(arrays.gradients)
+        base += replace(arrays, gradients=0)
+    last_cut = _last_cut(manifest, request, kinds) if any(gradients) else 0
+    for groups in groupings(gradients, last_cut, worth=round(_WORTH_GROUPS * (base.total + sum(gradients)))):
+        resident = replace(base, gradients=largest_group(gradients, groups))
+        yield _sweep(manifest, request, rows, whole, kinds, resident, groups)
+
+
+def _last_cut(manifest: Manifest, request: Request, kinds: Kinds) -> int:
+    """The last block that a group may begin with: those before it hand over by `forward` what they do as they learn."""
+    # What an engine or a device holds of its own cannot be shared between blocks.
+    if request.engine_copies or request.uniform or rows_together(manifest, request.trained) > 1:
+        return 0
+    draws = (bool(graphs) and "seed" in block.graphs[graphs[0]].inputs for block, graphs in _paired(manifest, kinds))
+    return next((index for index, one in enumerate(draws) if one), len(kinds) - 1)
+
+
+def _sweep(
+    manifest: Manifest,
+    request: Request,
+    rows: int,
+    whole: bool,
+    kinds: Kinds,
+    base: Bytes,
+    groups: tuple[int, ...],
+) -> Plan:
+    passing = groups[-1]  # blocks before it run forward too
+    running: Kinds = [
+        (*dict.fromkeys((*graphs, *FORWARD)),) if index < passing else graphs for index, graphs in enumerate(kinds)
+    ]
+    training = base + Bytes(graphs=_sessions(manifest, enumerate(running), request.threads))
     evaluating = base + Bytes(graphs=_sessions(manifest, enumerate([("forward",)] * len(kinds)), request.threads))
     filling = max(filling_bytes(manifest, rows), _passed_bytes(manifest.blocks, request))
     left = _left(request, max(training.total, evaluating.total) + (filling if request.arena else 0))
-    sizes = _micro_batches(manifest, kinds, rows, left, whole, request, evaluated=True)
-    blocks = _block_plans(manifest, request, kinds, sizes)
+    sizes = _micro_batches(manifest, running, rows, left, whole, request, evaluated=True)
+    blocks = _block_plans(manifest, request, kinds, sizes, running)
     inside = max(block.transient_bytes for block in blocks)
     forward = max(block.forward_transient_bytes for block in blocks)
     arena = max(inside, forward) if request.arena else 0
@@ -163,8 +199,20 @@ def _sweep(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: 
             Phase("evaluate", evaluating + Bytes(activations=beside(arena, filling, forward))),
         ),
         arena_bytes=arena,
-        epoch_seconds=_updates(request) * sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks))),
+        epoch_seconds=_updates(request) * _seconds_in_groups(manifest, request, blocks, groups),
+        groups=groups,
     )
+
+
+def _seconds_in_groups(
+    manifest: Manifest, request: Request, blocks: Sequence[BlockPlan], groups: Sequence[int]
+) -> float:
+    """One update: every block learns once, and runs forward once for every group behind its own."""
+    total = sum(map(_update_seconds, manifest.blocks, blocks, [request] * len(blocks)))
+    for start in groups[1:]:
+        pairs = zip(manifest.blocks[:start], blocks[:start], strict=True)
+        total += sum(_seconds(block, FORWARD, part.micro_batch, request) for block, part in pairs)
+    return total
 
 
 def _splitting(manifest: Manifest, request: Request) -> Sequence[Phase]:
@@ -265,12 +313,13 @@ def _total(one: Bytes) -> int:
 
 
 def _block_plans(
-    manifest: Manifest, request: Request, kinds: Sequence[Sequence[GraphKind]], sizes: Sequence[int]
+    manifest: Manifest, request: Request, kinds: Kinds, sizes: Sequence[int], running: Kinds | None = None
 ) -> tuple[BlockPlan, ...]:
+    """What each block does; `running`: with the graphs that run beside those that it learns by."""
     seen: set[str] = set()
     seen_forward: set[str] = set()
     found = []
-    for block, graphs, size in zip(manifest.blocks, kinds, sizes, strict=True):
+    for block, graphs, runs, size in zip(manifest.blocks, kinds, running or kinds, sizes, strict=True):
         trained = _is_trained(block, request)
         arrays = _arrays(block, trained, graphs, request)
         found.append(
@@ -282,8 +331,8 @@ def _block_plans(
                 weight_bytes=arrays.weights,
                 gradient_bytes=arrays.gradients,
                 state_bytes=arrays.state,
-                session_bytes=_new_sessions(block, graphs, seen, request.threads),
-                transient_bytes=_transient(block, graphs, size, request),
+                session_bytes=_new_sessions(block, runs, seen, request.threads),
+                transient_bytes=_transient(block, runs, size, request),
                 forward_session_bytes=_new_sessions(block, ("forward",), seen_forward, request.threads),
                 forward_transient_bytes=_forward_transient(block, min(sizes), request),
             )
@@ -313,7 +362,7 @@ def _passed_bytes(blocks: Sequence[BlockSpec], request: Request) -> int:
 
 def _micro_batches(
     manifest: Manifest,
-    kinds: Sequence[Sequence[GraphKind]],
+    kinds: Kinds,
     rows: int,
     left: int | None,
     whole: bool,
@@ -322,7 +371,7 @@ def _micro_batches(
     evaluated: bool = False,
 ) -> list[int]:
     """Of each block, where all have the same left."""
-    pairs = zip(manifest.blocks, kinds, strict=True)
+    pairs = _paired(manifest, kinds)
     return [_micro_batch(block, graphs, rows, left, whole, request, evaluated=evaluated) for block, graphs in pairs]
 
 
@@ -434,6 +483,10 @@ def _is_trained(block: BlockSpec, request: Request) -> bool:
 
 def _numbered(manifest: Manifest) -> Iterator[tuple[int, BlockSpec]]:
     return iter(enumerate(manifest.blocks))
+
+
+def _paired(manifest: Manifest, kinds: Kinds) -> Iterator[tuple[BlockSpec, Sequence[GraphKind]]]:
+    return zip(manifest.blocks, kinds, strict=True)
 
 
 def _updates(request: Request) -> int:

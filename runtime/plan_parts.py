@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgeff.errors import BudgetError
 from edgeff.manifest import GraphKind
+from edgeff.runtime.groups import ONE_GROUP, spans
 
 Schedule = Literal["sweep", "stage"]
 Features = Literal["rerun", "float32", "float16", "uint8"]
@@ -77,9 +78,10 @@ class BlockPlan:
         micro_batch: Rows that run at once.
         graphs: That run while training, in order; none for blocks behind the last trained one.
         weight_bytes: Parameters and buffers.
-        gradient_bytes: Gradient sums; 0 where the micro-batch is the batch.
+        gradient_bytes: Gradient sums, which are there while its group learns; 0 where the micro-batch is the batch.
         state_bytes: Optimiser state.
-        session_bytes: Its loaded graphs while training; those it shares with a block before it count there.
+        session_bytes: Its loaded graphs while training, `forward` among them where a group behind it makes it run
+            again; those it shares with a block before it count there.
         transient_bytes: The most that is alive inside one run of a graph while training, beyond inputs and outputs.
         forward_session_bytes: The loaded `forward` graph while evaluating.
         forward_transient_bytes: The most that is alive inside one run of it.
@@ -129,6 +131,7 @@ class Plan:
         read_bytes: From disk.
         arena_bytes: Of the stretch of memory that is kept for graphs to run in; 0 where each run takes what it needs
             from the system and returns it, which holds fewer bytes and takes longer.
+        groups: For `sweep`: the block that each group of blocks begins with (`edgeff.runtime.groups`).
     """
 
     schedule: Schedule
@@ -143,6 +146,12 @@ class Plan:
     written_bytes: int = 0
     read_bytes: int = 0
     arena_bytes: int = 0
+    groups: tuple[int, ...] = ONE_GROUP
+
+    @property
+    def spans(self) -> list[range]:
+        """The blocks of each group."""
+        return spans(self.groups, len(self.blocks))
 
     @property
     def evaluation_rows(self) -> int:

@@ -23,6 +23,7 @@ class SweepRun(Run):
             run.engine,
             trained=names if run.settings.blocks is None else run.settings.blocks,
             accumulate=sums_gradients(run.engine, self._plan.blocks),
+            groups=self._plan.groups,
         )
         loaded, warnings = run.folder.load_checkpoint(network)
         yield from (Notice(text) for text in warnings)

@@ -6,10 +6,9 @@ that no moment of a timeline is above what the plan says of its phase.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -78,7 +77,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Timeline:
-    """One update: one stretch where all blocks learn together, one for each trained block in stages.
+    """One update: one stretch where all blocks learn together, else one for each group of them or trained block.
 
     Attributes:
         stretches: In order.
@@ -113,7 +112,8 @@ def timeline(
 
     Args:
         manifest: That the plan was made for.
-        plan: Of a sweep: one batch through all blocks. Of stages: one batch in each stage, one stage after another.
+        plan: Of a sweep: one batch through all blocks, as often as it has groups of them. Of stages: one batch in each
+            stage, one stage after another.
         passes: Over the batch in one update: two for forward-only learning.
         threads: Of the engine.
         max_bars: Where there are more runs than this, alike ones are drawn as one: first the runs of one block next to
@@ -121,7 +121,7 @@ def timeline(
             last any neighbours.
     """
     clock = _Clock(manifest, plan, threads, passes)
-    acts = [clock.sweep()] if plan.schedule == "sweep" else clock.stages()
+    acts = clock.sweeps() if plan.schedule == "sweep" else clock.stages()
     runs = sum(len(bars) for act in acts for bars in (*act.cycles, act.tail))
     steps: tuple[Callable[[_Act], _Act], ...] = (_join_repeats, _leave_middle_out, _join_forward)
     for step in steps:
@@ -156,14 +156,20 @@ class _Clock:
     threads: int
     passes: int
 
-    def sweep(self) -> _Act:
+    def sweeps(self) -> list[_Act]:
+        return [self._sweep(group) for group in reversed(self.plan.spans)]
+
+    def _sweep(self, group: range) -> _Act:
         phase = self._phase("train")
-        parts = [pair for pair in self._pairs() if pair[1].graphs]
+        pairs = self._pairs()
+        learning = [pairs[block] for block in group if pairs[block][1].graphs]
+        before = [(spec, replace(part, graphs=("forward",))) for spec, part in pairs[: group.start]]
         filling = filling_bytes(self.manifest, self.plan.micro_batch)
         # Of an arena, a run's bar is the part that it uses.
-        inside = beside(self.plan.arena_bytes, filling, max(part.transient_bytes for _, part in parts))
-        cycles = tuple(self._chain(parts, rows) for rows in self.passes * self._micro_batches())
-        return _Act("train", _less(phase.resident, inside), cycles, self._applies(parts))
+        inside = beside(self.plan.arena_bytes, filling, max(part.transient_bytes for _, part in pairs if part.graphs))
+        cycles = tuple(self._chain([*before, *learning], rows) for rows in self.passes * self._micro_batches())
+        name = phase.name if len(self.plan.groups) == 1 else _named([spec.name for spec, _ in learning])
+        return _Act(name, _less(phase.resident, inside), cycles, self._applies(learning))
 
     def stages(self) -> list[_Act]:
         pairs = self._pairs()
@@ -223,9 +229,14 @@ class _Clock:
         )
 
 
+def _named(blocks: Sequence[str]) -> str:
+    """What a stretch is called in which some blocks next to each other learn."""
+    return f"train {blocks[0]}" if len(blocks) == 1 else f"train {blocks[0]} to {blocks[-1]}"
+
+
 def _less(resident: Bytes, inside: int) -> Bytes:
     """What stays between runs: without what is alive inside them."""
-    return dataclasses.replace(resident, activations=max(0, resident.activations - inside))
+    return replace(resident, activations=max(0, resident.activations - inside))
 
 
 # --- fewer bars -------------------------------------------------------------------------------------------------------
@@ -237,7 +248,7 @@ def _join_repeats(act: _Act) -> _Act:
     def joined(bars: tuple[Bar, ...]) -> tuple[Bar, ...]:
         return tuple(_joined(list(group)) for _, group in groupby(bars, key=lambda bar: (bar.first, bar.graph)))
 
-    return dataclasses.replace(act, cycles=tuple(map(joined, act.cycles)), tail=joined(act.tail))
+    return replace(act, cycles=tuple(map(joined, act.cycles)), tail=joined(act.tail))
 
 
 def _leave_middle_out(act: _Act) -> _Act:
@@ -245,8 +256,8 @@ def _leave_middle_out(act: _Act) -> _Act:
     if len(act.cycles) < 4:
         return act
     middle = act.cycles[1:-1]
-    bar = dataclasses.replace(_joined([bar for cycle in middle for bar in cycle]), micro_batches=len(middle))
-    return dataclasses.replace(act, cycles=(act.cycles[0], (bar,), act.cycles[-1]))
+    bar = replace(_joined([bar for cycle in middle for bar in cycle]), micro_batches=len(middle))
+    return replace(act, cycles=(act.cycles[0], (bar,), act.cycles[-1]))
 
 
 def _join_forward(act: _Act) -> _Act:
@@ -259,7 +270,7 @@ def _join_forward(act: _Act) -> _Act:
             found += [_joined(alike)] if forward else alike
         return tuple(found)
 
-    return dataclasses.replace(act, cycles=tuple(map(joined, act.cycles)))
+    return replace(act, cycles=tuple(map(joined, act.cycles)))
 
 
 def _thinned(bars: tuple[Bar, ...], most: int) -> tuple[Bar, ...]:

@@ -2,7 +2,8 @@
 
 These are all blocks (`sweep`), or a single one whose inputs come from elsewhere (`stage`). A block hands over what its
 weights before the update gave, whether it updates at once (`step`) or when the batch is complete (`accumulate`, then
-`apply`). The trainer yields progress and prints nothing.
+`apply`). Where a plan has groups of blocks (`edgeff.runtime.groups`), a batch passes once for each of them, the last
+group first. The trainer yields progress and prints nothing.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ class Trainer:
         meter: Measures after every update.
         block_meter: Measures blocks one by one.
         only: Number of the one block to train; None for all.
-        stop: Asked between the micro-batches of a batch, which is left where there is a reason.
+        stop: Asked between the micro-batches of a batch, which is left where there is a reason, and none of the blocks
+            has learnt from it.
         rate_factors: By block, what its learning rate is multiplied by; looked at when an epoch is begun.
         stage: Blocks that are finished.
     """
@@ -206,7 +208,7 @@ class Trainer:
     def change_plan(self, plan: Plan) -> None:
         """Go on by another plan, from the next epoch that is begun; the schedule must be the same."""
         self._plan = plan
-        self._network = self._network.accumulating(sums_gradients(self._network.engine, plan.blocks))
+        self._network = self._network.accumulating(sums_gradients(self._network.engine, plan.blocks), plan.groups)
 
     def epoch(self, start: Position) -> Iterator[Progress]:
         """Train from a position to the end of its epoch; the graphs are loaded for just as long.
@@ -257,6 +259,21 @@ class Trainer:
         update.settle()
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of a batch, in which some blocks learn.
+
+    Attributes:
+        learning: The numbers of these.
+        chain: What runs: before the first of them, blocks only hand over.
+        applies: Updates their weights when the batch has passed, each with what the learning rate is multiplied by.
+    """
+
+    learning: frozenset[int]
+    chain: Chain
+    applies: tuple[tuple[float, Apply | DeviceApply | BlockUpdate], ...]
+
+
 class _Update:
     """The graphs of the blocks, loaded and bound, and one update with them."""
 
@@ -280,32 +297,37 @@ class _Update:
         self._stop = stop
         self._factors = {number: rate_factors.get(block.name, 1.0) for number, block in enumerate(manifest.blocks)}
         self._one_rate = not rate_factors
-        first = 0 if only is None else only
-        parts: list[BlockPlan] = [part for part in plan.blocks if part.graphs] if only is None else [plan.blocks[only]]
-        numbered = list(enumerate(parts, first))
-        self._trained = [block for block, part in numbered if part.trained]
+        first, last = (0, len(plan.blocks) - 1) if only is None else (only, only)
+        parts = {block: plan.blocks[block] for block in range(first, last + 1) if plan.blocks[block].graphs}
+        self._trained = [block for block, part in parts.items() if part.trained]
         self._together = rows_together(manifest, [manifest.blocks[block].name for block in self._trained])
         self._takes_seed = {
-            block for block, part in numbered if "seed" in manifest.blocks[block].graphs[part.graphs[0]].inputs
+            block for block, part in parts.items() if "seed" in manifest.blocks[block].graphs[part.graphs[0]].inputs
         }
         self._buffers: Buffers = allocate_buffers(
             manifest, plan.micro_batch, rates(manifest.optimizer, 1.0, 1), first=first, last=only
         )
-        graphs = self._graphs = _open_graphs(network, self._trained, step)
-        self._chain = Chain(
-            network,
-            graphs,
-            [part.graphs[0] for part in parts],
+        self._graphs = _open_graphs(network, self._trained, step)
+        groups = plan.spans if only is None else [range(only, only + 1)]
+        self._passes = [self._pass(parts, group, first) for group in reversed(groups)]
+
+    def _pass(self, parts: Mapping[int, BlockPlan], group: range, first: int) -> _Pass:
+        running = [block for block in parts if block < group.stop]
+        chain = Chain(
+            self._network,
+            self._graphs,
+            [parts[block].graphs[0] if block in group else "forward" for block in running],
             self._buffers,
-            micro_batches=[part.micro_batch for part in parts],
+            micro_batches=[parts[block].micro_batch for block in running],
             first=first,
         )
-        trained_parts = [one for one in numbered if one[1].trained]
-        self._applies = [
+        learning = [(block, parts[block]) for block in running if block in group and parts[block].trained]
+        applies = tuple(
             (factor, apply)
-            for factor, group in groupby(trained_parts, key=lambda one: self._factors[one[0]])
-            for apply in _updates_of(network, graphs, list(group), self._buffers)
-        ]
+            for factor, alike in groupby(learning, key=lambda one: self._factors[one[0]])
+            for apply in _updates_of(self._network, self._graphs, list(alike), self._buffers)
+        )
+        return _Pass(frozenset(block for block, _ in learning), chain, applies)
 
     def settle(self) -> None:
         """Bring the network's arrays up to date."""
@@ -315,21 +337,29 @@ class _Update:
         """One batch: the loss of every trained block."""
         self._set_rate(rate, step)
         loss = dict.fromkeys(self._trained, 0.0)
+        for number, one in enumerate(self._passes):
+            self._run_pass(one, index, step, rate, loss, may_stop=number == 0)
+            self._check_finite({block: loss[block] for block in one.learning}, step)
+            for factor, apply in one.applies:
+                self._set_rate_of(factor * rate, step)
+                apply.run()
+        return {self._name(block): value for block, value in loss.items()}
+
+    def _run_pass(
+        self, one: _Pass, index: NDArray[np.int64], step: int, rate: float, loss: dict[int, float], *, may_stop: bool
+    ) -> None:
         row = 0
         for part in even_parts(index, self._buffers.rows, self._together):
-            if row and self._stop():
+            if row and may_stop and self._stop():
                 self._network.forget_gradients()
                 raise Interrupted
             self._fill(part, batch_rows=len(index))
-            for run in self._chain.parts(len(part)):
+            for run in one.chain.parts(len(part)):
                 self._set_rate_of(self._factors[run.block] * rate, step)
-                self._run(run, step, row + run.rows.start, loss)
+                self._run(run, step, row + run.rows.start)
+                if run.block in one.learning:
+                    loss[run.block] += float(self._buffers.scalars["loss"])
             row += len(part)
-        self._check_finite(loss, step)
-        for factor, apply in self._applies:
-            self._set_rate_of(factor * rate, step)
-            apply.run()
-        return {self._name(block): value for block, value in loss.items()}
 
     def _set_rate(self, rate: float, step: int) -> None:
         self._buffers.set_rates(rates(self._network.manifest.optimizer, rate, step))
@@ -347,16 +377,13 @@ class _Update:
         # The gradients of micro-batches add up to that of the batch's mean loss.
         self._buffers.row_weight[:rows] = 1.0 / batch_rows
 
-    def _run(self, run: Part, step: int, row: int, loss: dict[int, float]) -> None:
-        scalars = self._buffers.scalars
+    def _run(self, run: Part, step: int, row: int) -> None:
         if run.block in self._takes_seed:
-            scalars["seed"][...] = graph_seed(self._seed, step=step, row=row, block=run.block)
+            self._buffers.scalars["seed"][...] = graph_seed(self._seed, step=step, row=row, block=run.block)
         if self._meter:
             self._meter.measure(run.block, step, run.call.run)
         else:
             run.call.run()
-        if run.block in loss:
-            loss[run.block] += float(scalars["loss"])
 
     def _check_finite(self, loss: Mapping[int, float], step: int) -> None:
         for block, value in loss.items():

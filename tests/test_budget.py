@@ -22,10 +22,12 @@ import pytest
 import torch
 from conftest import ROOT
 from tiny_artifact import make_rows, write_tiny
+from torch import nn
 
 from edgeff.artifact import Artifact, open_artifact
 from edgeff.export.writer import ExportSettings, export_network
 from edgeff.manifest import TensorSpec, TrainingDefaults
+from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.preprocess import Preprocessing
 from edgeff.presets import preset
 from edgeff.runtime.adapt import adaptation_request
@@ -103,6 +105,18 @@ def preset_network(folder: Path) -> Network:
     return Network(open_artifact(path), folder / "har.npz")
 
 
+def wide_network(folder: Path) -> Network:
+    """Three layers of 700 numbers, whose weights and state are nearly all that they take."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(700, 700), nn.ReLU()) for _ in range(3)]
+    network = LocalNetwork([LocalBlock(layer) for layer in layers], input_shape=(700,), classes=3)
+    spec = TensorSpec("x", (700,))
+    x, y = np.random.default_rng(0).standard_normal((96, 700), dtype=np.float32), np.arange(96) % 3
+    np.savez(folder / "wide.npz", x=x, y=y)
+    path = export_network(network, folder / "wide", preprocessing=Preprocessing(spec, (), spec))
+    return Network(open_artifact(path), folder / "wide.npz")
+
+
 def request_of(network: Network, mode: tuple[str, str]) -> Request:
     """What the command below asks of the planner, but for the budget."""
     manifest = network.artifact.manifest
@@ -150,6 +164,17 @@ def test_a_run_does_with_its_budget_and_the_kernel_gives_no_more(
     assert found["measured"]["source"] == "VmHWM"
     assert found["training_bytes"] <= budget
     assert found["planned_bytes"] <= budget == found["budget_bytes"]
+
+
+def test_a_sweep_in_groups_of_blocks_does_with_less_than_all_gradients(tmp_path: Path) -> None:
+    wide, mode = wide_network(tmp_path), ("sweep", "auto")
+    budget = smallest(wide, mode)
+    done = train(wide, tmp_path / "run", mode, budget, limit=budget)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["plan"]["groups"] == [0, 1, 2]
+    assert found["training_bytes"] <= budget == found["budget_bytes"]
+    assert {block["block"] for block in found["blocks"]} == {"block1", "block2", "block3"}
 
 
 @pytest.mark.parametrize("mode", MODES, ids=" ".join)

@@ -15,6 +15,7 @@ from tiny_artifact import CLASSES, FEATURES, Tiny, make_manifest
 from edgeff.errors import BudgetError
 from edgeff.manifest import HeldTensor, Line, Manifest, Moment, Work
 from edgeff.runtime.buffers import allocate_buffers, buffer_bytes, filling_bytes
+from edgeff.runtime.cost import run_seconds
 from edgeff.runtime.memory import allocate_memory
 from edgeff.runtime.plan import micro_batches, plan, smallest_budget
 from edgeff.runtime.plan_bytes import APPLY_NUMBERS, BLOCK_BYTES, PROCESS_BYTES, session_bytes
@@ -389,3 +390,66 @@ def test_a_cap_by_name_counts_for_the_graph_that_is_taken() -> None:
     found = planned(manifest, updates="accumulated", micro_batch=8, block_budgets={"block2": cap})
     assert found.blocks[1].graphs == ("accumulate", "apply")
     assert found.blocks[1].planned_bytes <= cap
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+# Rows of 3 numbers: 1.1, 1.1 and 2.3 MiB.
+HEAVY = (100_000, 100_000, 200_000)
+
+
+def drawing(manifest: Manifest, block: int) -> Manifest:
+    """A block draws random numbers while it learns."""
+    blocks = list(manifest.blocks)
+    spec = blocks[block].graphs["accumulate"]
+    graphs = {**blocks[block].graphs, "accumulate": replace(spec, inputs=(*spec.inputs, "seed"))}
+    blocks[block] = replace(blocks[block], graphs=graphs)
+    return replace(manifest, blocks=tuple(blocks))
+
+
+def test_with_too_little_for_all_gradients_blocks_learn_in_groups_before_they_do_in_stages() -> None:
+    manifest = manifest_with(weights=HEAVY)
+    roomy = planned(manifest, updates="accumulated")
+    assert (roomy.groups, roomy.largest_phase.resident.gradients) == (
+        (0,),
+        sum(part.gradient_bytes for part in roomy.blocks),
+    )
+    found = planned(manifest, schedule=None, updates="accumulated", budget_bytes=roomy.planned_bytes - 2 * MIB)
+    assert (found.schedule, found.groups) == ("sweep", (0, 2))
+    assert found.spans == [range(0, 2), range(2, 3)]
+    train = next(phase for phase in found.phases if phase.name == "train").resident
+    assert train.gradients == max(sum(found.blocks[block].gradient_bytes for block in span) for span in found.spans)
+
+
+def test_blocks_that_run_again_are_planned_with_their_forward_graphs_and_take_their_time() -> None:
+    manifest = manifest_with(weights=HEAVY)
+    at_once, found = (
+        planned(manifest, prefer="memory", updates="accumulated", micro_batch=2, rows=8, engine_copies=copies)
+        for copies in (True, False)
+    )
+    assert (at_once.groups, found.groups) == ((0,), (0, 2))
+    sessions = [part.session_bytes for part in found.blocks]
+    kinds = [("accumulate", "apply", "forward")] * 2 + [("accumulate", "apply")]
+    pairs = list(zip(manifest.blocks, kinds, strict=True))
+    assert sessions == [sum(session_bytes(block.graphs[kind]) for kind in one) for block, one in pairs]
+    assert [part.graphs for part in found.blocks] == [("accumulate", "apply")] * 3
+    again = sum(4 * run_seconds(block.graphs["forward"], 2, arena=False) for block in manifest.blocks[:2])
+    assert found.epoch_seconds == pytest.approx(at_once.epoch_seconds + again)
+
+
+def test_a_block_behind_which_rows_differ_while_it_learns_is_in_the_last_group() -> None:
+    """What it hands over in its own pass is not what `forward` does, by which it would run again."""
+    manifest = manifest_with(weights=HEAVY)
+    for block, groups in [(0, (0,)), (1, (0, 1)), (2, (0, 2))]:
+        assert planned(drawing(manifest, block), prefer="memory", updates="accumulated").groups == groups
+    comparing = replace(manifest, blocks=tuple(replace(block, rows_together=4) for block in manifest.blocks))
+    assert planned(comparing, prefer="memory", updates="accumulated").groups == (0,)
+
+
+@pytest.mark.parametrize("more", [{"engine_copies": True}, {"uniform": True}, {"updates": "fused"}])
+def test_there_are_no_groups_where_gradients_are_not_the_runtimes_or_are_not_summed(more: dict[str, Any]) -> None:
+    assert planned(manifest_with(weights=HEAVY), prefer="memory", **more).groups == (0,)
+
+
+def test_groups_that_would_spare_little_are_not_worth_their_forward_passes() -> None:
+    assert planned(manifest_with(), prefer="memory", updates="accumulated").groups == (0,)

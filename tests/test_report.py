@@ -272,6 +272,8 @@ def test_details_tell_schedule_parts_and_what_was_measured_otherwise() -> None:
     stage, sweep, last = report_of(LARGE).devices[0].rows
     assert details(stage) == ["one block at a time", "blocks before it run again"]
     assert details(sweep) == ["2 blocks at once"]
+    in_groups = replace(sweep, plan=replace(sweep.plan, groups=(0, 1))) if sweep.plan else sweep
+    assert details(in_groups) == ["2 blocks at once", "learn in 2 groups, those before run again"]
     assert details(last) == ["2 blocks at once", "trains head only"]
     assert sweep.plan is not None
     assert stage.plan is not None

@@ -156,6 +156,16 @@ def test_all_runs_together_take_as_long_as_the_plan_says_of_one_batch(arena: boo
     assert timeline(manifest, made).seconds == pytest.approx(made.epoch_seconds)
 
 
+def test_in_groups_the_blocks_before_run_forward_and_each_group_is_updated_when_its_pass_is_done() -> None:
+    made = replace(planned(network(3), micro_batch=4), groups=(0, 2))
+    line = timeline(network(3), made)
+    assert [stretch.phase for stretch in line.stretches] == ["train b3", "train b1 to b2"]
+    first, second = ([f"{bar.first} {bar.graph}" for bar in stretch.bars] for stretch in line.stretches)
+    assert first == 2 * ["b1 forward", "b2 forward", "b3 accumulate"] + ["b3 apply"]
+    assert second == 2 * ["b1 accumulate", "b2 accumulate"] + ["b1 apply", "b2 apply"]
+    assert line.peak_bytes <= made.training_bytes
+
+
 def test_rows_that_do_not_divide_evenly_are_shared_out() -> None:
     manifest = network(1)
     made = replace(planned(manifest, micro_batch=4), batch_size=10)
