@@ -17,7 +17,7 @@ from edgeff.manifest import BlockSpec, Manifest
 from edgeff.runtime.buffers import filling_bytes
 from edgeff.runtime.cost import run_seconds, update_seconds
 from edgeff.runtime.order import even_parts
-from edgeff.runtime.plan import rows_together
+from edgeff.runtime.plan_blocks import rows_together
 from edgeff.runtime.plan_bytes import beside, graph_transient_bytes
 from edgeff.runtime.plan_parts import BlockPlan, Bytes, Phase, Plan
 

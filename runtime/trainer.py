@@ -29,7 +29,7 @@ from edgeff.runtime.meter import MemoryReading, Meter
 from edgeff.runtime.network import Chain, Graphs, Network, Part
 from edgeff.runtime.order import MixedOrder, even_parts, graph_seed
 from edgeff.runtime.ort_training import BlockUpdate, OrtTraining, TrainingGraphs
-from edgeff.runtime.plan import rows_together
+from edgeff.runtime.plan_blocks import rows_together
 from edgeff.runtime.plan_parts import BlockPlan, Plan
 from edgeff.runtime.stops import Interrupted, Stop, never
 

@@ -20,7 +20,8 @@ from edgeff.runtime.buffers import Buffers, allocate_buffers, buffer_bytes, fill
 from edgeff.runtime.cost import run_seconds
 from edgeff.runtime.network import Chain, Graphs, Network
 from edgeff.runtime.order import even_parts
-from edgeff.runtime.plan import micro_batches, process_bytes, with_and_without_arena
+from edgeff.runtime.plan import with_and_without_arena
+from edgeff.runtime.plan_blocks import micro_batches, process_bytes
 from edgeff.runtime.plan_bytes import beside, graph_transient_bytes, session_bytes
 from edgeff.runtime.plan_parts import BlockPlan, Bytes, Phase, Plan, Request
 from edgeff.units import format_bytes

@@ -11,8 +11,7 @@ from edgeff.errors import EngineError
 from edgeff.manifest import Manifest
 from edgeff.manifest_json import from_json
 from edgeff.report import Device, Report, build_report
-from edgeff.runtime import plan as planning
-from edgeff.runtime import plan_bytes
+from edgeff.runtime import plan_blocks, plan_bytes
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.timeline import Timeline, timeline
@@ -88,7 +87,7 @@ class FakePlanner:
         with pytest.MonkeyPatch.context() as patch:
             for name, size in CONSTANTS.items():
                 patch.setattr(plan_bytes, name, size)
-                patch.setattr(planning, name, size, raising=False)
+                patch.setattr(plan_blocks, name, size, raising=False)
             return plan(self.manifest, request)
 
     def timeline(self, method: str, plan: Plan) -> Timeline | None:

@@ -17,7 +17,8 @@ from edgeff.manifest import HeldTensor, Line, Manifest, Moment, Work
 from edgeff.runtime.buffers import allocate_buffers, buffer_bytes, filling_bytes
 from edgeff.runtime.cost import run_seconds
 from edgeff.runtime.memory import allocate_memory
-from edgeff.runtime.plan import micro_batches, plan, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_blocks import micro_batches
 from edgeff.runtime.plan_bytes import APPLY_NUMBERS, BLOCK_BYTES, PROCESS_BYTES, session_bytes
 from edgeff.runtime.plan_parts import Plan, Request
 

@@ -32,7 +32,8 @@ from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.events import Finished
 from edgeff.runtime.mixture import prepare_rows
 from edgeff.runtime.order import even_parts
-from edgeff.runtime.plan import plan, rows_together, smallest_budget
+from edgeff.runtime.plan import plan, smallest_budget
+from edgeff.runtime.plan_blocks import rows_together
 from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.trainer import Progress
