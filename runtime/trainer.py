@@ -207,6 +207,8 @@ class Trainer:
 
     def change_plan(self, plan: Plan) -> None:
         """Go on by another plan, from the next epoch that is begun; the schedule must be the same."""
+        if plan.groups != self._plan.groups:  # let the old sums go first: there may be no room for both
+            self._network = self._network.accumulating(False)
         self._plan = plan
         self._network = self._network.accumulating(sums_gradients(self._network.engine, plan.blocks), plan.groups)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from edgeff.goodness import PooledGoodness
 from edgeff.manifest import TensorSpec
 from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.preprocess import Preprocessing
+from edgeff.runtime import memory
 from edgeff.runtime.engine import Call, Graph, OnnxRuntime
 from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.groups import ONE_GROUP, groupings, largest_group, spans
@@ -219,6 +221,25 @@ def test_a_run_may_change_its_groups_between_updates(artifact: Artifact) -> None
     assert_same(trainer.network.resident(), expected)
 
 
+def test_sums_of_other_groups_are_let_go_before_there_are_new_ones(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(artifact, ONE_GROUP)
+    trainer = trainer_of(opened(artifact, made, OnnxRuntime(1)), made)
+    old = weakref.ref(trainer.network.runs["gradient"])
+    allocate, seen = memory._zeros, []
+
+    def zeros(tensor: TensorSpec) -> Array:
+        seen.append((tensor.name, old() is None))
+        return allocate(tensor)
+
+    monkeypatch.setattr(memory, "_zeros", zeros)
+    trainer.change_plan(made)
+    assert old() is not None
+    trainer.change_plan(planned(artifact, (0, 2)))
+    assert seen == [("gradient", True)]
+
+
 def test_a_batch_is_left_before_any_block_has_learnt_from_it_or_not_at_all(artifact: Artifact) -> None:
     asked = []
 
@@ -242,7 +263,7 @@ def test_a_batch_is_left_before_any_block_has_learnt_from_it_or_not_at_all(artif
 def test_a_loss_that_is_not_finite_is_of_the_group_in_which_it_was_seen(artifact: Artifact) -> None:
     made = planned(artifact, (0, 2))
     network = opened(artifact, made, OnnxRuntime(1))
-    memory = network.memory(1)
-    memory.arrays[next(name for name in memory.arrays if name.startswith("parameter."))].fill(np.nan)
+    arrays = network.memory(1).arrays
+    arrays[next(name for name in arrays if name.startswith("parameter."))].fill(np.nan)
     with pytest.raises(NonFiniteLossError, match=r"`block[234]`"):
         list(trainer_of(network, made).epoch(Position()))
