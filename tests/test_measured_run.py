@@ -18,8 +18,8 @@ from edgeff.runtime.measure import check_interpreter
 MEASURED_WITH_A_PLAN_THAT_IS_TOO_LOW = """
 import dataclasses, json, sys
 from pathlib import Path
-import edgeff.runtime.plan as plan_module
-plan_module.PROCESS_BYTES = 0
+import edgeff.runtime.plan_blocks as plan_blocks
+plan_blocks.PROCESS_BYTES = 0
 from edgeff.artifact import open_artifact
 from edgeff.runtime.measured_run import measure_here
 from edgeff.runtime.methods import plan_trained
