@@ -190,9 +190,10 @@ def updates_of_an_epoch(request: Request) -> int:
     return -(-request.rows // request.batch_size)
 
 
-def seconds_of_update(block: BlockSpec, part: BlockPlan, request: Request) -> float:
-    """Estimate of one batch through a block as it is planned."""
-    return seconds_of_graphs(block, part.graphs, part.micro_batch, request)
+def seconds_of_update(manifest: Manifest, parts: Sequence[BlockPlan], request: Request) -> float:
+    """Estimate of one batch through all blocks as they are planned."""
+    pairs = zip(manifest.blocks, parts, strict=True)
+    return sum(seconds_of_graphs(block, part.graphs, part.micro_batch, request) for block, part in pairs)
 
 
 def seconds_of_graphs(block: BlockSpec, graphs: Sequence[GraphKind], micro_batch: int, request: Request) -> float:

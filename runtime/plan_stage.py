@@ -68,9 +68,7 @@ def stage(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: K
     blocks = block_plans(manifest, request, kinds, sizes)
     arena = _stage_arena(manifest, blocks, rows) if request.arena else 0
     disk, written, read = _traffic(manifest, request, features)
-    seconds = updates_of_an_epoch(request) * sum(
-        map(seconds_of_update, manifest.blocks, blocks, [request] * len(blocks))
-    )
+    seconds = updates_of_an_epoch(request) * seconds_of_update(manifest, blocks, request)
     return Plan(
         schedule="stage",
         batch_size=request.batch_size,

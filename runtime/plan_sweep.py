@@ -101,7 +101,7 @@ def _seconds_in_groups(
     manifest: Manifest, request: Request, blocks: Sequence[BlockPlan], groups: Sequence[int]
 ) -> float:
     """One update: every block learns once, and runs forward once for every group behind its own."""
-    total = sum(map(seconds_of_update, manifest.blocks, blocks, [request] * len(blocks)))
+    total = seconds_of_update(manifest, blocks, request)
     for start in groups[1:]:
         pairs = zip(manifest.blocks[:start], blocks[:start], strict=True)
         total += sum(seconds_of_graphs(block, FORWARD, part.micro_batch, request) for block, part in pairs)

@@ -169,7 +169,7 @@ def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
 
 
 @pytest.mark.parametrize("trained", [None, {"block2", "block4"}], ids=["all", "two"])
-@pytest.mark.parametrize("groups", [(0, 1), (0, 3), (0, 2, 3), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("groups", all_ways(4, last_cut=3)[1:], ids=str)
 def test_in_groups_the_same_is_learnt_bit_by_bit(artifact: Artifact, groups: tuple[int, ...], trained: Any) -> None:
     at_once, losses = learnt(artifact, ONE_GROUP, trained=trained)
     in_groups, again = learnt(artifact, groups, trained=trained)
