@@ -19,7 +19,7 @@ DATA_DIR = click.option(
     "--data-dir", type=click.Path(path_type=Path), envvar="EDGEFF_DATA_DIR", help="Folder of known data sets."
 )
 RUN = click.option("--run", "run_folder", type=click.Path(path_type=Path), help="Take the weights of this run.")
-THREADS = click.option("--threads", type=int, help="Of onnxruntime. Default: the fast cores, at most 4.")
+THREADS = click.option("--threads", type=int, help="That may work at once. Default: the fast cores, at most 4.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

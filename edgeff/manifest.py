@@ -140,6 +140,10 @@ class GraphSpec:
         """Planned bytes alive inside one run at a micro-batch of `rows`, beyond inputs and outputs."""
         return max((line.at(rows) for line in self.transient), default=0)
 
+    def largest_tensor_bytes(self, rows: int) -> int:
+        """Of the tensors alive when most is, the largest, at a micro-batch of `rows`."""
+        return max((one.at(rows) for one in self.worst_moment(rows).tensors), default=0)
+
     def arena_bytes(self, rows: int) -> int:
         """Planned bytes of the stretch in which one run at a micro-batch of `rows` finds room."""
         return max(self.arena.at(rows), self.transient_bytes(rows))

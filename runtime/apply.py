@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from edgeff.runtime.arrays import Array
@@ -13,37 +15,44 @@ from edgeff.runtime.memory import GRADIENT
 from edgeff.runtime.network import Graphs, Network
 from edgeff.runtime.plan_bytes import APPLY_NUMBERS
 from edgeff.runtime.plan_parts import BlockPlan
+from edgeff.runtime.workers import run_at_once
 
-# Calls that are kept bound; where there are more, all are bound anew each time: they would take more memory than they
-# save time.
-_KEPT_CALLS = 16
+
+@dataclass(frozen=True)
+class _Piece:
+    call: Call
+    gradient: Array
+
+    def run(self) -> None:
+        self.call.run()
+        self.gradient.fill(0)
 
 
 class Apply:
-    """Updates a run of numbers, in pieces whose temporaries are small.
+    """Updates a run of numbers, in pieces whose temporaries are small, some of them at once.
 
     Args:
         graph: Of kind `apply`.
         runs: By role, float32 (numbers,), all of the same length: `parameter`, `gradient`, `state.<slot>`.
         buffers: Have the rates.
+        threads: That update, each a piece at a time.
     """
 
-    def __init__(self, graph: Graph, runs: Mapping[str, Array], buffers: Buffers) -> None:
-        self._graph = graph
-        self._runs = runs
-        self._buffers = buffers
-        self._starts = range(0, len(runs["parameter"]), APPLY_NUMBERS)
-        self._calls = [self._bind(start) for start in self._starts] if len(self._starts) <= _KEPT_CALLS else None
+    def __init__(self, graph: Graph, runs: Mapping[str, Array], buffers: Buffers, threads: int = 1) -> None:
+        pieces = []
+        for start in range(0, len(runs["parameter"]), APPLY_NUMBERS):
+            arrays = {role: run[start : start + APPLY_NUMBERS] for role, run in runs.items()}
+            pieces.append(_Piece(graph.bind({**arrays, **buffers.scalars}), arrays[GRADIENT]))
+        self._jobs = [partial(_run_all, pieces[first::threads]) for first in range(min(threads, len(pieces)))]
 
     def run(self) -> None:
         """Update, and begin a new sum of gradients."""
-        for call in self._calls or map(self._bind, self._starts):
-            call.run()
-        self._runs["gradient"].fill(0)
+        run_at_once(self._jobs)
 
-    def _bind(self, start: int) -> Call:
-        pieces = {role: run[start : start + APPLY_NUMBERS] for role, run in self._runs.items()}
-        return self._graph.bind({**pieces, **self._buffers.scalars})
+
+def _run_all(pieces: Sequence[_Piece]) -> None:
+    for piece in pieces:
+        piece.run()
 
 
 class DeviceApply:
@@ -71,7 +80,7 @@ class DeviceApply:
 
 
 def applies(
-    network: Network, graphs: Graphs, trained: Sequence[tuple[int, BlockPlan]], buffers: Buffers
+    network: Network, graphs: Graphs, trained: Sequence[tuple[int, BlockPlan]], buffers: Buffers, threads: int = 1
 ) -> Sequence[Apply | DeviceApply]:
     """The updates of a group's trained blocks, given by number and in order; fewer where these share a graph."""
     if graphs.memory is not None:
@@ -81,7 +90,8 @@ def applies(
             if "apply" in part.graphs
         ]
     return [
-        Apply(graphs.of(blocks[0], "apply"), _joined(network, blocks), buffers) for blocks in _alike(network, trained)
+        Apply(graphs.of(blocks[0], "apply"), _joined(network, blocks), buffers, threads)
+        for blocks in _alike(network, trained)
     ]
 
 

@@ -116,7 +116,7 @@ class Engine(Protocol):
 
     @property
     def threads(self) -> int:
-        """Threads that one operator may use."""
+        """Threads that may work at once."""
 
     @property
     def provider(self) -> ProviderKind:
@@ -142,19 +142,20 @@ class Engine(Protocol):
         """Memory of a device, for graphs that run one after another; None where they run in the runtime's arrays."""
 
     def reserve(self, size: int) -> None:
-        """Keep a stretch of memory in which the graphs run that are loaded from now on, one at a time.
+        """Keep a stretch of memory in which the graphs run that are loaded from now on.
 
         Args:
             size: Bytes (`Plan.arena_bytes`); 0 gives back what is kept: each run takes what it needs from the system.
         """
 
-    def load(self, model: bytes, name: str, memory: DeviceMemory | None = None) -> Graph:
+    def load(self, model: bytes, name: str, memory: DeviceMemory | None = None, *, threads: int | None = None) -> Graph:
         """Load a graph.
 
         Args:
             model: The bytes of an ONNX file.
             name: Of the file, for messages.
             memory: What `memory` gave, shared by graphs that read what others wrote.
+            threads: That one operator may use; None for all of the engine's.
 
         Raises:
             EngineError: The engine refuses it.
@@ -165,7 +166,7 @@ class OnnxRuntime:
     """The engine of an ordinary onnxruntime.
 
     Args:
-        threads: Threads for one operator; None for the fast physical cores this process may use, at most 4.
+        threads: Threads that may work at once; None for the fast physical cores this process may use, at most 4.
         provider: What runs operators.
 
     Attributes:
@@ -207,7 +208,7 @@ class OnnxRuntime:
 
     @property
     def threads(self) -> int:
-        """Threads that one operator may use."""
+        """Threads that may work at once."""
         return self._threads
 
     def reserve(self, size: int) -> None:
@@ -232,15 +233,18 @@ class OnnxRuntime:
     def _count(self, copies: Copies) -> None:
         self.copies += copies
 
-    def load(self, model: bytes, name: str, memory: DeviceMemory | None = None) -> _Session:
+    def load(
+        self, model: bytes, name: str, memory: DeviceMemory | None = None, *, threads: int | None = None
+    ) -> _Session:
         """Make a session from the bytes of an ONNX file; see `Engine.load`."""
-        opened = self._open(model, name, memory)
+        opened = self._open(model, name, memory, threads)
         if self.provider.name != CPU:
             self.placements[name] = placement_of(opened.session)
         return opened
 
-    def _open(self, model: bytes, name: str, memory: DeviceMemory | None) -> _Session:
+    def _open(self, model: bytes, name: str, memory: DeviceMemory | None, threads: int | None = None) -> _Session:
         options = self.session_options()
+        options.intra_op_num_threads = threads or self._threads
         providers: list[str] | None = list(dict.fromkeys((self.provider.full, KINDS[CPU].full)))
         if self._devices:
             options.add_provider_for_devices(self._devices, {})

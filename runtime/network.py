@@ -178,14 +178,16 @@ class Graphs:
     Args:
         artifact: Has the files.
         engine: Loads them.
+        threads: That one operator may use; None for all of the engine's.
 
     Attributes:
         memory: Of the engine's device; None where graphs run in the arrays themselves.
     """
 
-    def __init__(self, artifact: Artifact, engine: Engine) -> None:
+    def __init__(self, artifact: Artifact, engine: Engine, threads: int | None = None) -> None:
         self._artifact = artifact
         self._engine = engine
+        self._threads = threads
         self._loaded: dict[str, Graph] = {}
         self.memory = engine.memory()
 
@@ -197,7 +199,9 @@ class Graphs:
         """
         spec = self._artifact.manifest.blocks[block].graphs[kind]
         if spec.file not in self._loaded:
-            graph = self._engine.load(self._artifact.read(spec.file), spec.file, self.memory)
+            # Updates run one thread to a piece: see `edgeff.runtime.apply`.
+            threads = 1 if kind == "apply" else self._threads
+            graph = self._engine.load(self._artifact.read(spec.file), spec.file, self.memory, threads=threads)
             check_graph(graph, spec)
             self._loaded[spec.file] = graph
         return self._loaded[spec.file]

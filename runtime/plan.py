@@ -53,7 +53,8 @@ def smallest_budget(manifest: Manifest, request: Request) -> int:
 
 def _plans(manifest: Manifest, request: Request, schedule: Schedule) -> Iterator[Plan]:
     """Everything that could be done, from which the best is chosen."""
-    for rows, one in product(_passing_sizes(manifest, request), with_and_without_arena(request)):
+    ways = [way for one in with_and_without_arena(request) for way in _divided(one, schedule)]
+    for rows, one in product(_passing_sizes(manifest, request), ways):
         for whole in _wholes(manifest, request, rows):
             for kinds in _choices_of_graphs(manifest, one, rows, whole):
                 if schedule == "sweep":
@@ -114,6 +115,20 @@ def _features(request: Request) -> Sequence[Features]:
 def with_and_without_arena(request: Request) -> Sequence[Request]:
     """The request for plans with an arena, where one may be kept, and for plans without."""
     return [replace(request, arena=arena) for arena in ((True, False) if request.arena else (False,))]
+
+
+def _divided(request: Request, schedule: Schedule) -> Sequence[Request]:
+    """The request for each way to divide the threads: between micro-batches, and within an operator.
+
+    Micro-batches under way at once cannot share a stretch of memory unless it is kept for all of them, and a single
+    block that learns takes one at a time.
+    """
+    if not request.arena or schedule == "stage":
+        return [replace(request, workers=1)]
+    if request.workers:
+        return [request]
+    counts = (count for count in range(1, request.threads + 1) if request.threads % count == 0)
+    return [replace(request, workers=count) for count in counts]
 
 
 def _graphs(trained: bool, whole: bool) -> tuple[GraphKind, ...]:

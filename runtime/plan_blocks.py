@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from edgeff.manifest import BlockSpec, GraphKind, Manifest
-from edgeff.runtime.cost import update_seconds
+from edgeff.runtime.cost import apply_seconds, learning_seconds, pipelined_seconds
 from edgeff.runtime.engine import ARENA_MARGIN
 from edgeff.runtime.memory import ALIGNMENT
-from edgeff.runtime.plan_bytes import BLOCK_BYTES, PROCESS_BYTES, graph_transient_bytes, session_bytes
+from edgeff.runtime.plan_bytes import (
+    APPLY_CALL_BYTES,
+    APPLY_NUMBERS,
+    BLOCK_BYTES,
+    PROCESS_BYTES,
+    WORKER_BLOCK_BYTES,
+    WORKER_BYTES,
+    graph_transient_bytes,
+    session_bytes,
+)
 from edgeff.runtime.plan_parts import BlockPlan, Bytes, Phase, Request
 
 # Graphs of each block.
@@ -35,6 +44,20 @@ def rows_together(manifest: Manifest, trained: Collection[str] | None) -> int:
 def process_bytes(manifest: Manifest, request: Request) -> int:
     """Planned bytes of the process beyond arrays and graphs."""
     return PROCESS_BYTES + request.returning_bytes + BLOCK_BYTES * len(manifest.blocks)
+
+
+def threads_bytes(manifest: Manifest, workers: int, updating: int, gradient_bytes: int) -> Bytes:
+    """What threads take beyond the first, and the calls that are kept bound for them and for updates.
+
+    Args:
+        manifest: Has the blocks.
+        workers: Micro-batches under way at once.
+        updating: Threads that update weights.
+        gradient_bytes: Of these.
+    """
+    threads = WORKER_BYTES * (max(workers, updating) - 1)
+    calls = WORKER_BLOCK_BYTES * (workers - 1) * len(manifest.blocks) + APPLY_CALL_BYTES * _pieces(gradient_bytes)
+    return Bytes(process=threads + calls)
 
 
 def splitting(manifest: Manifest, request: Request) -> Sequence[Phase]:
@@ -71,7 +94,7 @@ def block_plans(
                 weight_bytes=arrays.weights,
                 gradient_bytes=arrays.gradients,
                 state_bytes=arrays.state,
-                session_bytes=_new_sessions(block, runs, seen, request.threads),
+                session_bytes=_new_sessions(block, runs, seen, request.operator_threads),
                 transient_bytes=transient_bytes(block, runs, size, request),
                 forward_session_bytes=_new_sessions(block, ("forward",), seen_forward, request.threads),
                 forward_transient_bytes=forward_transient_bytes(block, min(sizes), request),
@@ -137,7 +160,7 @@ def micro_batch_of(
     cap = request.block_budgets.get(block.name)
     if cap is not None:
         arrays = arrays_of(block, is_trained(block, request), graphs, request).total
-        own = cap - arrays - sum(session_bytes(block.graphs[kind], request.threads) for kind in graphs)
+        own = cap - arrays - _new_sessions(block, graphs, set(), request.operator_threads)
         left = own if left is None else min(left, own)
     sizes = [size for size in micro_batches(rows) if rows % size == 0]
     runs: Sequence[GraphKind] = (*graphs, "forward") if evaluated else graphs
@@ -152,6 +175,35 @@ def transient_bytes(block: BlockSpec, graphs: Iterable[GraphKind], micro_batch: 
     return max(
         (graph_transient_bytes(block.graphs[kind], kind, micro_batch, arena=request.arena) for kind in graphs),
         default=0,
+    )
+
+
+def at_once(blocks: Sequence[BlockPlan], workers: int) -> int:
+    """The most that is alive inside the graphs of so many blocks at the same time, each of them once."""
+    return sum(sorted((block.transient_bytes for block in blocks), reverse=True)[:workers])
+
+
+def between_bytes(manifest: Manifest, blocks: Sequence[BlockPlan], workers: int) -> int:
+    """What of an arena may lie unused between the tensors of graphs that run at the same time.
+
+    How these mix nobody knows beforehand. Found in runs: at most one tensor did not fit into what was free, so that for
+    each worker beyond the first there is room for one more of the largest.
+    """
+    pairs = zip(manifest.blocks, blocks, strict=True)
+    largest = (
+        spec.graphs[kind].largest_tensor_bytes(part.micro_batch)
+        for spec, part in pairs
+        for kind in part.graphs
+        if kind != "apply"
+    )
+    return (workers - 1) * max(largest, default=0)
+
+
+def apply_transient_bytes(manifest: Manifest, kinds: Kinds, request: Request) -> int:
+    """The most that one piece of an update needs."""
+    pairs = paired(manifest, kinds)
+    return max(
+        (transient_bytes(block, ("apply",), 1, request) for block, graphs in pairs if "apply" in graphs), default=0
     )
 
 
@@ -170,7 +222,8 @@ def _new_sessions(block: BlockSpec, graphs: Iterable[GraphKind], seen: set[str],
     total = 0
     for kind in graphs:
         graph = block.graphs[kind]
-        total += 0 if graph.file in seen else session_bytes(graph, threads)
+        # Updates run one thread to a piece: see `edgeff.runtime.apply`.
+        total += 0 if graph.file in seen else session_bytes(graph, 1 if kind == "apply" else threads)
         seen.add(graph.file)
     return total
 
@@ -190,12 +243,58 @@ def updates_of_an_epoch(request: Request) -> int:
     return -(-request.rows // request.batch_size)
 
 
-def seconds_of_update(manifest: Manifest, parts: Sequence[BlockPlan], request: Request) -> float:
-    """Estimate of one batch through all blocks as they are planned."""
-    pairs = zip(manifest.blocks, parts, strict=True)
-    return sum(seconds_of_graphs(block, part.graphs, part.micro_batch, request) for block, part in pairs)
+def workers_of(request: Request, rows: int) -> int:
+    """Micro-batches of `rows` rows that are under way at once: no more than there are."""
+    return min(request.workers or 1, -(-request.batch_size // rows))
+
+
+def update_threads(gradient_bytes: int, request: Request) -> int:
+    """Threads that update weights, each a piece at a time: no more than there are pieces, and one without an arena.
+
+    Beside an arena that blocks need anyway their temporaries cost next to nothing; without, they would.
+    """
+    return max(1, min(request.threads, _pieces(gradient_bytes))) if request.arena else 1
+
+
+def _pieces(gradient_bytes: int) -> int:
+    """In which weights are updated."""
+    return -(-gradient_bytes // (4 * APPLY_NUMBERS))
+
+
+def seconds_of_update(
+    manifest: Manifest, parts: Sequence[BlockPlan], rows: int, request: Request, threads: int
+) -> float:
+    """Estimate of one batch through all blocks as they are planned.
+
+    Args:
+        manifest: Has the graphs.
+        parts: What each block does.
+        rows: That go from block to block at once.
+        request: Says how many micro-batches are under way at once.
+        threads: That update weights.
+    """
+    pairs = list(zip(manifest.blocks, parts, strict=True))
+    count = -(-request.batch_size // rows)
+    workers = workers_of(request, rows)
+    passing = [
+        learning_seconds(
+            block,
+            part.graphs,
+            part.micro_batch,
+            request.batch_size,
+            threads=request.operator_threads,
+            arena=request.arena,
+            workers=workers,
+        )
+        / count
+        for block, part in pairs
+    ]
+    updating = sum(apply_seconds(block) for block, part in pairs if "apply" in part.graphs)
+    return pipelined_seconds(passing, count, workers) + updating / threads
 
 
 def seconds_of_graphs(block: BlockSpec, graphs: Sequence[GraphKind], micro_batch: int, request: Request) -> float:
-    """Estimate of one batch through a block by these graphs, in micro-batches."""
-    return update_seconds(block, graphs, micro_batch, request.batch_size, threads=request.threads, arena=request.arena)
+    """Estimate of one batch through a block by these graphs, in micro-batches, without its update."""
+    return learning_seconds(
+        block, graphs, micro_batch, request.batch_size, threads=request.operator_threads, arena=request.arena
+    )

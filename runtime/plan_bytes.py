@@ -26,8 +26,13 @@ TRAINING_NODE_BYTES = 18 * 1024
 PROCESS_BYTES = 4 * MIB
 # And for each block: views of its arrays, what the manifest says of it alone, a bound call; 21 KiB with 5 parameters.
 BLOCK_BYTES = 28 * 1024
+# Each thread beyond the first that takes micro-batches through the blocks, and its bound call of each block.
+WORKER_BYTES = 512 * 1024
+WORKER_BLOCK_BYTES = 8 * 1024
 # Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
 APPLY_NUMBERS = 64 * 1024
+# What the bound call of each such piece takes.
+APPLY_CALL_BYTES = 4 * 1024
 
 
 def session_bytes(graph: GraphSpec, threads: int = 1) -> int:

@@ -132,6 +132,10 @@ class Plan:
         arena_bytes: Of the stretch of memory that is kept for graphs to run in; 0 where each run takes what it needs
             from the system and returns it, which holds fewer bytes and takes longer.
         groups: For `sweep`: the block that each group of blocks begins with (`edgeff.runtime.groups`).
+        workers: Micro-batches under way at once while training, each in a thread of its own
+            (`edgeff.runtime.workers`).
+        operator_threads: Threads that one operator may use while training.
+        update_threads: Threads that update weights when a batch's gradients are summed.
     """
 
     schedule: Schedule
@@ -147,6 +151,9 @@ class Plan:
     read_bytes: int = 0
     arena_bytes: int = 0
     groups: tuple[int, ...] = ONE_GROUP
+    workers: int = 1
+    operator_threads: int = 1
+    update_threads: int = 1
 
     @property
     def spans(self) -> list[range]:
@@ -187,7 +194,9 @@ class Request:
         rows: That an epoch passes over.
         row_bytes: Bytes of rows and labels that stay in memory.
         splitting_bytes: Bytes of labels and row numbers while the rows are split, before a network is in memory.
-        threads: Of the engine; each has a stack in every session.
+        threads: That may work at once; each has a stack in every session where it works on operators.
+        workers: Micro-batches that may be under way at once, each with its part of the threads; None for what is best.
+            Only where memory is kept for graphs to run in.
         features: For `stage`; None for files of float32 where the disk has room, else running blocks again.
         disk_bytes: What files of features may take.
         block_budgets: Bytes that a block may take, by name.
@@ -212,6 +221,7 @@ class Request:
     row_bytes: int = 0
     splitting_bytes: int = 0
     threads: int = 1
+    workers: int | None = None
     features: Features | None = None
     disk_bytes: int = 0
     block_budgets: Mapping[str, int] = field(default_factory=dict)
@@ -223,6 +233,11 @@ class Request:
     engine_copies: bool = False
     fast: bool = True
     uniform: bool = False
+
+    @property
+    def operator_threads(self) -> int:
+        """Threads that one operator may use while training."""
+        return max(1, self.threads // (self.workers or 1))
 
     def __post_init__(self) -> None:
         if self.budget_bytes is not None and self.budget_bytes <= 0:

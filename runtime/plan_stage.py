@@ -9,6 +9,7 @@ from edgeff.runtime.buffers import buffer_bytes, filling_bytes
 from edgeff.runtime.cost import disk_seconds, run_seconds
 from edgeff.runtime.plan_blocks import (
     Kinds,
+    apply_transient_bytes,
     arrays_of,
     block_plans,
     forward_transient_bytes,
@@ -21,7 +22,9 @@ from edgeff.runtime.plan_blocks import (
     seconds_of_update,
     sessions_bytes,
     splitting,
+    threads_bytes,
     transient_bytes,
+    update_threads,
     updates_of_an_epoch,
 )
 from edgeff.runtime.plan_bytes import arena_cost
@@ -36,6 +39,10 @@ WRITTEN_COPIES: Mapping[Features, float] = {"float32": 1, "float16": 2.5, "uint8
 def stage(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: Kinds, features: Features) -> Plan:
     """One block learns after another, with these graphs, at so many rows from block to block."""
     base = Bytes(rows=request.row_bytes, process=process_bytes(manifest, request))
+    pairs = zip(manifest.blocks, kinds, strict=True)
+    summed = max(arrays_of(block, is_trained(block, request), graphs, request).gradients for block, graphs in pairs)
+    updating = update_threads(summed, request)
+    base += threads_bytes(manifest, 1, updating, summed)
     sizes = []
     phases: list[Phase] = []
     for index, block in enumerate(manifest.blocks):
@@ -66,9 +73,10 @@ def stage(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: K
         left = left_for_graphs(request, max(one.resident.total for one in phases))
         sizes = micro_batches_of(manifest, kinds, rows, left, whole, request)
     blocks = block_plans(manifest, request, kinds, sizes)
-    arena = _stage_arena(manifest, blocks, rows) if request.arena else 0
+    updates = updating * apply_transient_bytes(manifest, kinds, request)
+    arena = max(_stage_arena(manifest, blocks, rows), updates) if request.arena else 0
     disk, written, read = _traffic(manifest, request, features)
-    seconds = updates_of_an_epoch(request) * seconds_of_update(manifest, blocks, request)
+    seconds = updates_of_an_epoch(request) * seconds_of_update(manifest, blocks, rows, request, updating)
     return Plan(
         schedule="stage",
         batch_size=request.batch_size,
@@ -85,6 +93,8 @@ def stage(manifest: Manifest, request: Request, rows: int, whole: bool, kinds: K
         written_bytes=written,
         read_bytes=read,
         arena_bytes=arena,
+        operator_threads=request.operator_threads,
+        update_threads=updating,
     )
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from edgeff.manifest import BlockSpec, Manifest
 from edgeff.runtime.buffers import filling_bytes
-from edgeff.runtime.cost import run_seconds, update_seconds
+from edgeff.runtime.cost import apply_seconds, run_seconds
 from edgeff.runtime.order import even_parts
-from edgeff.runtime.plan_blocks import rows_together
+from edgeff.runtime.plan_blocks import at_once, rows_together
 from edgeff.runtime.plan_bytes import beside, graph_transient_bytes
 from edgeff.runtime.plan_parts import BlockPlan, Bytes, Phase, Plan
 
@@ -105,22 +105,22 @@ class Timeline:
         return self.runs > sum(len(stretch.bars) for stretch in self.stretches)
 
 
-def timeline(
-    manifest: Manifest, plan: Plan, *, passes: int = 1, threads: int = 1, max_bars: int = MAX_BARS
-) -> Timeline:
+def timeline(manifest: Manifest, plan: Plan, *, passes: int = 1, max_bars: int = MAX_BARS) -> Timeline:
     """The runs of one update, in the order of `edgeff.runtime.trainer`.
+
+    Of micro-batches that are under way at once the runs stand one after another, as if each took its part of the time
+    and had beside it the largest of what can run then.
 
     Args:
         manifest: That the plan was made for.
         plan: Of a sweep: one batch through all blocks, as often as it has groups of them. Of stages: one batch in each
             stage, one stage after another.
         passes: Over the batch in one update: two for forward-only learning.
-        threads: Of the engine.
         max_bars: Where there are more runs than this, alike ones are drawn as one: first the runs of one block next to
             each other, then all micro-batches but the first and the last, then forward runs next to each other, at
             last any neighbours.
     """
-    clock = _Clock(manifest, plan, threads, passes)
+    clock = _Clock(manifest, plan, passes)
     acts = clock.sweeps() if plan.schedule == "sweep" else clock.stages()
     runs = sum(len(bars) for act in acts for bars in (*act.cycles, act.tail))
     steps: tuple[Callable[[_Act], _Act], ...] = (_join_repeats, _leave_middle_out, _join_forward)
@@ -153,7 +153,6 @@ class _Act:
 class _Clock:
     manifest: Manifest
     plan: Plan
-    threads: int
     passes: int
 
     def sweeps(self) -> list[_Act]:
@@ -209,20 +208,24 @@ class _Clock:
         )
 
     def _bar(self, spec: BlockSpec, kind: str, rows: int) -> Bar:
-        graph = spec.graphs[kind]  # type: ignore[index]  # a plan has kinds of graphs only
-        seconds = run_seconds(graph, rows, threads=self.threads, arena=bool(self.plan.arena_bytes))
-        return Bar(spec.name, spec.name, kind, rows, seconds, graph.transient_bytes(rows))
+        graph, plan = spec.graphs[kind], self.plan  # type: ignore[index]  # a plan has kinds of graphs only
+        arena, workers = bool(plan.arena_bytes), plan.workers
+        seconds = run_seconds(graph, rows, threads=plan.operator_threads, arena=arena, workers=workers) / workers
+        others = [one for one in plan.blocks if one.block != spec.name]
+        return Bar(
+            spec.name, spec.name, kind, rows, seconds, graph.transient_bytes(rows) + at_once(others, workers - 1)
+        )
 
     def _applies(self, pairs: Sequence[tuple[BlockSpec, BlockPlan]]) -> tuple[Bar, ...]:
-        batch = self.plan.batch_size
+        threads = self.plan.update_threads
         return tuple(
             Bar(
                 spec.name,
                 spec.name,
                 "apply",
                 0,
-                update_seconds(spec, ("apply",), part.micro_batch, batch, threads=self.threads),
-                graph_transient_bytes(spec.graphs["apply"], "apply", part.micro_batch, arena=False),
+                apply_seconds(spec) / threads,
+                threads * graph_transient_bytes(spec.graphs["apply"], "apply", part.micro_batch, arena=False),
             )
             for spec, part in pairs
             if "apply" in part.graphs[1:]

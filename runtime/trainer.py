@@ -3,7 +3,8 @@
 These are all blocks (`sweep`), or a single one whose inputs come from elsewhere (`stage`). A block hands over what its
 weights before the update gave, whether it updates at once (`step`) or when the batch is complete (`accumulate`, then
 `apply`). Where a plan has groups of blocks (`edgeff.runtime.groups`), a batch passes once for each of them, the last
-group first. The trainer yields progress and prints nothing.
+group first. Where a plan has workers (`edgeff.runtime.workers`), they take micro-batches by turns, each in arrays of
+its own. The trainer yields progress and prints nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate as running_sums
 from itertools import groupby
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +36,7 @@ from edgeff.runtime.ort_training import BlockUpdate, OrtTraining, TrainingGraphs
 from edgeff.runtime.plan_blocks import rows_together
 from edgeff.runtime.plan_parts import BlockPlan, Plan
 from edgeff.runtime.stops import Interrupted, Stop, never
+from edgeff.runtime.workers import Turns, run_at_once
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -267,12 +272,12 @@ class _Pass:
 
     Attributes:
         learning: The numbers of these.
-        chain: What runs: before the first of them, blocks only hand over.
+        chains: What runs, of each worker: before the first of them, blocks only hand over.
         applies: Updates their weights when the batch has passed, each with what the learning rate is multiplied by.
     """
 
     learning: frozenset[int]
-    chain: Chain
+    chains: tuple[Chain, ...]
     applies: tuple[tuple[float, Apply | DeviceApply | BlockUpdate], ...]
 
 
@@ -295,7 +300,8 @@ class _Update:
         self._network = network
         self._rows = rows
         self._seed = seed
-        self._meter = block_meter
+        # What is resident rises by what any of several workers does: then no block is measured by itself.
+        self._meter = block_meter if plan.workers == 1 else None
         self._stop = stop
         self._factors = {number: rate_factors.get(block.name, 1.0) for number, block in enumerate(manifest.blocks)}
         self._one_rate = not rate_factors
@@ -306,30 +312,36 @@ class _Update:
         self._takes_seed = {
             block for block, part in parts.items() if "seed" in manifest.blocks[block].graphs[part.graphs[0]].inputs
         }
-        self._buffers: Buffers = allocate_buffers(
-            manifest, plan.micro_batch, rates(manifest.optimizer, 1.0, 1), first=first, last=only
+        self._buffers: tuple[Buffers, ...] = tuple(
+            allocate_buffers(manifest, plan.micro_batch, rates(manifest.optimizer, 1.0, 1), first=first, last=only)
+            for _ in range(plan.workers)
         )
-        self._graphs = _open_graphs(network, self._trained, step)
+        self._reading = Lock()
+        self._graphs = _open_graphs(network, self._trained, step, plan.operator_threads)
+        self._update_threads = plan.update_threads
         groups = plan.spans if only is None else [range(only, only + 1)]
         self._passes = [self._pass(parts, group, first) for group in reversed(groups)]
 
     def _pass(self, parts: Mapping[int, BlockPlan], group: range, first: int) -> _Pass:
         running = [block for block in parts if block < group.stop]
-        chain = Chain(
-            self._network,
-            self._graphs,
-            [parts[block].graphs[0] if block in group else "forward" for block in running],
-            self._buffers,
-            micro_batches=[parts[block].micro_batch for block in running],
-            first=first,
+        chains = tuple(
+            Chain(
+                self._network,
+                self._graphs,
+                [parts[block].graphs[0] if block in group else "forward" for block in running],
+                buffers,
+                micro_batches=[parts[block].micro_batch for block in running],
+                first=first,
+            )
+            for buffers in self._buffers
         )
         learning = [(block, parts[block]) for block in running if block in group and parts[block].trained]
         applies = tuple(
             (factor, apply)
             for factor, alike in groupby(learning, key=lambda one: self._factors[one[0]])
-            for apply in _updates_of(self._network, self._graphs, list(alike), self._buffers)
+            for apply in _updates_of(self._network, self._graphs, list(alike), self._buffers[0], self._update_threads)
         )
-        return _Pass(frozenset(block for block, _ in learning), chain, applies)
+        return _Pass(frozenset(block for block, _ in learning), chains, applies)
 
     def settle(self) -> None:
         """Bring the network's arrays up to date."""
@@ -337,51 +349,71 @@ class _Update:
 
     def run(self, index: NDArray[np.int64], step: int, rate: float) -> dict[str, float]:
         """One batch: the loss of every trained block."""
-        self._set_rate(rate, step)
+        for buffers in self._buffers:
+            self._set_rate(buffers, rate, step)
         loss = dict.fromkeys(self._trained, 0.0)
         for number, one in enumerate(self._passes):
             self._run_pass(one, index, step, rate, loss, may_stop=number == 0)
             self._check_finite({block: loss[block] for block in one.learning}, step)
             for factor, apply in one.applies:
-                self._set_rate_of(factor * rate, step)
+                self._set_rate_of(self._buffers[0], factor * rate, step)
                 apply.run()
         return {self._name(block): value for block, value in loss.items()}
 
     def _run_pass(
         self, one: _Pass, index: NDArray[np.int64], step: int, rate: float, loss: dict[int, float], *, may_stop: bool
     ) -> None:
-        row = 0
-        for part in even_parts(index, self._buffers.rows, self._together):
-            if row and may_stop and self._stop():
-                self._network.forget_gradients()
-                raise Interrupted
-            self._fill(part, batch_rows=len(index))
-            for run in one.chain.parts(len(part)):
-                self._set_rate_of(self._factors[run.block] * rate, step)
-                self._run(run, step, row + run.rows.start)
-                if run.block in one.learning:
-                    loss[run.block] += float(self._buffers.scalars["loss"])
-            row += len(part)
+        parts = even_parts(index, self._buffers[0].rows, self._together)
+        starts = list(running_sums(map(len, parts), initial=0))
+        turns, workers = Turns(), min(len(self._buffers), len(parts))
 
-    def _set_rate(self, rate: float, step: int) -> None:
-        self._buffers.set_rates(rates(self._network.manifest.optimizer, rate, step))
-        self._buffers.scalars["learning_rate"][...] = rate
+        def work(worker: int) -> None:
+            for number in range(worker, len(parts), workers):
+                if number and not worker and may_stop and self._stop():
+                    raise Interrupted
+                with self._reading:
+                    self._fill(self._buffers[worker], parts[number], batch_rows=len(index))
+                runs = one.chains[worker].parts(len(parts[number]))
+                for block, of_block in groupby(runs, key=lambda run: run.block):
+                    with turns.turn(block, number):
+                        for run in of_block:
+                            self._learn(one, worker, run, rate, step, starts[number], loss)
 
-    def _set_rate_of(self, rate: float, step: int) -> None:
+        try:
+            run_at_once([partial(work, worker) for worker in range(workers)], turns.abandon)
+        except Interrupted:
+            self._network.forget_gradients()
+            raise
+
+    def _learn(
+        self, one: _Pass, worker: int, run: Part, rate: float, step: int, row: int, loss: dict[int, float]
+    ) -> None:
+        buffers = self._buffers[worker]
+        self._set_rate_of(buffers, self._factors[run.block] * rate, step)
+        if run.block in self._takes_seed:
+            first = row + run.rows.start
+            buffers.scalars["seed"][...] = graph_seed(self._seed, step=step, row=first, block=run.block)
+        self._run(run, step)
+        if run.block in one.learning:
+            loss[run.block] += float(buffers.scalars["loss"])
+
+    def _set_rate(self, buffers: Buffers, rate: float, step: int) -> None:
+        buffers.set_rates(rates(self._network.manifest.optimizer, rate, step))
+        buffers.scalars["learning_rate"][...] = rate
+
+    def _set_rate_of(self, buffers: Buffers, rate: float, step: int) -> None:
         """Set the rate of a block, unless it is that of all."""
         if not self._one_rate:
-            self._set_rate(rate, step)
+            self._set_rate(buffers, rate, step)
 
-    def _fill(self, index: NDArray[np.int64], *, batch_rows: int) -> None:
+    def _fill(self, buffers: Buffers, index: NDArray[np.int64], *, batch_rows: int) -> None:
         rows = len(index)
-        self._buffers.features[:rows] = self._rows.x[index]
-        self._buffers.y[:rows] = self._rows.y[index]
+        buffers.features[:rows] = self._rows.x[index]
+        buffers.y[:rows] = self._rows.y[index]
         # The gradients of micro-batches add up to that of the batch's mean loss.
-        self._buffers.row_weight[:rows] = 1.0 / batch_rows
+        buffers.row_weight[:rows] = 1.0 / batch_rows
 
-    def _run(self, run: Part, step: int, row: int) -> None:
-        if run.block in self._takes_seed:
-            self._buffers.scalars["seed"][...] = graph_seed(self._seed, step=step, row=row, block=run.block)
+    def _run(self, run: Part, step: int) -> None:
         if self._meter:
             self._meter.measure(run.block, step, run.call.run)
         else:
@@ -402,16 +434,16 @@ def sums_gradients(engine: Engine, parts: Sequence[BlockPlan]) -> bool:
     return not engine.keeps_gradients and any("apply" in part.graphs for part in parts)
 
 
-def _open_graphs(network: Network, trained: Sequence[int], step: int) -> Graphs:
+def _open_graphs(network: Network, trained: Sequence[int], step: int, threads: int) -> Graphs:
     if isinstance(network.engine, OrtTraining):
         return TrainingGraphs(network, trained, step)
-    return Graphs(network.artifact, network.engine)
+    return Graphs(network.artifact, network.engine, threads)
 
 
 def _updates_of(
-    network: Network, graphs: Graphs, trained: Sequence[tuple[int, BlockPlan]], buffers: Buffers
+    network: Network, graphs: Graphs, trained: Sequence[tuple[int, BlockPlan]], buffers: Buffers, threads: int
 ) -> Sequence[Apply | DeviceApply | BlockUpdate]:
     """What updates some blocks once a batch's gradients are summed."""
     if isinstance(graphs, TrainingGraphs):
         return graphs.updates([block for block, _ in trained], buffers)
-    return applies(network, graphs, trained, buffers)
+    return applies(network, graphs, trained, buffers, threads)

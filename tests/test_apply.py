@@ -31,8 +31,8 @@ class Noting(OnnxRuntime):
         self.sizes: list[int] = []
         super().__init__(1)
 
-    def load(self, model: bytes, name: str, memory: Any = None) -> Graph:
-        return _Noting(super().load(model, name, memory), self.sizes)
+    def load(self, model: bytes, name: str, memory: Any = None, **more: Any) -> Graph:
+        return _Noting(super().load(model, name, memory, **more), self.sizes)
 
 
 class _Noting:
@@ -58,14 +58,14 @@ def sharing(artifact: Artifact) -> Artifact:
     return replace(artifact, manifest=replace(artifact.manifest, blocks=blocks))
 
 
-def updated(artifact: Artifact, trained: list[str]) -> tuple[Network, list[int]]:
+def updated(artifact: Artifact, trained: list[str], threads: int = 1) -> tuple[Network, list[int]]:
     """A network after one update with gradients that are all 1, and the numbers of each call."""
     engine = Noting()
     network = open_network(artifact, engine, trained=trained, accumulate=True)
     chosen = plan(artifact.manifest, Request(batch_size=8, trained=trained, micro_batch=4))
     buffers = allocate_buffers(artifact.manifest, 4, rates(artifact.manifest.optimizer, 0.5, 1))
     numbered = [(block, part) for block, part in enumerate(chosen.blocks) if part.trained]
-    found = applies(network, Graphs(artifact, engine), numbered, buffers)
+    found = applies(network, Graphs(artifact, engine), numbered, buffers, threads)
     for block, _ in numbered:
         for name in ("w", "b"):
             network.memory(block).arrays[f"gradient.{name}"].fill(1.0)
@@ -99,13 +99,27 @@ def test_a_block_in_between_that_is_not_trained_stays(artifact: Artifact) -> Non
     assert changed == {"block1.w", "block1.b", "block3.w", "block3.b"}
 
 
-def test_a_long_run_is_updated_in_pieces_with_the_same_result(artifact: Artifact, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3, 100])
+def test_a_long_run_is_updated_in_pieces_with_the_same_result(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
     whole, _ = updated(sharing(artifact), TINY.names)
-    for kept in (16, 1):  # bound once, and bound anew for every update
-        monkeypatch.setattr(apply_module, "APPLY_NUMBERS", 48)
-        monkeypatch.setattr(apply_module, "_KEPT_CALLS", kept)
-        network, sizes = updated(sharing(artifact), TINY.names)
-        assert set(sizes[:-1]) == {48}
-        assert sum(sizes) == len(network.runs["parameter"])
-        for role, run in whole.runs.items():
-            np.testing.assert_array_equal(network.runs[role], run, err_msg=role)
+    monkeypatch.setattr(apply_module, "APPLY_NUMBERS", 48)
+    network, sizes = updated(sharing(artifact), TINY.names, threads)
+    assert set(sizes[:-1]) == {48}
+    assert sum(sizes) == len(network.runs["parameter"])
+    for role, run in whole.runs.items():
+        np.testing.assert_array_equal(network.runs[role], run, err_msg=role)
+
+
+def test_pieces_are_updated_by_as_many_threads_as_are_given(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply_module, "APPLY_NUMBERS", 48)
+    asked: list[int] = []
+    run = apply_module.run_at_once
+    monkeypatch.setattr(apply_module, "run_at_once", lambda jobs: (asked.append(len(jobs)), run(jobs)))
+    _, sizes = updated(sharing(artifact), TINY.names, 2)
+    assert asked == [2]
+    updated(sharing(artifact), TINY.names, 100)
+    assert asked[1:] == [len(sizes)]

@@ -138,12 +138,20 @@ def smallest(network: Network, mode: tuple[str, str]) -> int:
 
 
 def train(
-    network: Network, out: Path, mode: tuple[str, str], budget: int, *more: str, limit: int, group: Path | str = ""
+    network: Network,
+    out: Path,
+    mode: tuple[str, str],
+    budget: int,
+    *more: str,
+    limit: int,
+    group: Path | str = "",
+    threads: int = 1,
 ) -> CompletedProcess[str]:
     schedule, features = mode
     command = [PYTHON, "-c", LAUNCHER, str(limit), str(group), "train-on-device", str(network.artifact.path), *more]
     command += ["--data", str(network.data), "--out", str(out), "--budget", str(budget), "--schedule", schedule]
-    command += ["--features", features, "--batch-size", str(BATCH), "--epochs", "2", "--threads", "1", "--json"]
+    command += ["--features", features, "--batch-size", str(BATCH), "--epochs", "2"]
+    command += ["--threads", str(threads), "--json"]
     return subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
 
 
@@ -175,6 +183,20 @@ def test_a_sweep_in_groups_of_blocks_does_with_less_than_all_gradients(tmp_path:
     assert found["plan"]["groups"] == [0, 1, 2]
     assert found["training_bytes"] <= budget == found["budget_bytes"]
     assert {block["block"] for block in found["blocks"]} == {"block1", "block2", "block3"}
+
+
+def test_two_micro_batches_under_way_at_once_do_with_what_is_planned(
+    networks: Mapping[str, Network], tmp_path: Path
+) -> None:
+    network, mode = networks["har-cnn"], ("sweep", "auto")
+    two = replace(request_of(network, mode), threads=2, workers=2)
+    budget = plan(network.artifact.manifest, two).planned_bytes
+    # Not by a limit on writable memory: of a thread's stack that counts what is never touched.
+    done = train(network, tmp_path / "run", mode, budget, limit=1 << 40, threads=2)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["plan"]["workers"] == 2
+    assert found["training_bytes"] <= found["planned_bytes"] <= budget
 
 
 @pytest.mark.parametrize("mode", MODES, ids=" ".join)

@@ -149,9 +149,9 @@ class NotedEngine(OnnxRuntime):
         self.noted.append((size, self.loaded))
         super().reserve(size)
 
-    def load(self, model: bytes, name: str, memory: Any = None) -> Any:
+    def load(self, model: bytes, name: str, memory: Any = None, **more: Any) -> Any:
         self.loaded += 1
-        return super().load(model, name, memory)
+        return super().load(model, name, memory, **more)
 
 
 @pytest.mark.parametrize("mode", MODES)

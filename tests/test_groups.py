@@ -9,31 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from four_blocks import BATCH, Array, assert_same, exported, opened, trainer_of
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from edgeff.artifact import Artifact, open_artifact
-from edgeff.export.writer import export_network
-from edgeff.goodness import PooledGoodness
+from edgeff.artifact import Artifact
 from edgeff.manifest import TensorSpec
-from edgeff.model import LocalBlock, LocalNetwork
-from edgeff.preprocess import Preprocessing
 from edgeff.runtime import memory
 from edgeff.runtime.engine import Call, Graph, OnnxRuntime
-from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.groups import ONE_GROUP, groupings, largest_group, spans
-from edgeff.runtime.network import Network, open_network
-from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.stops import Interrupted
-from edgeff.runtime.trainer import LearningRate, NonFiniteLossError, Position, Trainer, TrainingRows
-
-ROWS, BATCH = 22, 8
-Array = np.ndarray[Any, Any]
-
+from edgeff.runtime.trainer import NonFiniteLossError, Position
 
 # --- which groups -----------------------------------------------------------------------------------------------------
 
@@ -89,8 +77,8 @@ class Noting(OnnxRuntime):
         super().__init__(1)
         self.runs: list[str] = []
 
-    def load(self, model: bytes, name: str, memory: Any = None) -> Any:
-        return _Noting(super().load(model, name, memory), name, self.runs)
+    def load(self, model: bytes, name: str, memory: Any = None, **more: Any) -> Any:
+        return _Noting(super().load(model, name, memory, **more), name, self.runs)
 
 
 class _Noting:
@@ -111,24 +99,6 @@ class _NotingCall:
         self._call.run()
 
 
-def network() -> LocalNetwork:
-    """Four blocks; the second and the third may hand over in place."""
-    torch.manual_seed(0)
-    layers = [
-        nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d((2, 1))),
-        nn.Sequential(nn.Conv2d(8, 4, 3, padding=1), nn.ReLU()),
-    ]
-    pool = PooledGoodness(cells=2)
-    return LocalNetwork([LocalBlock(layer, goodness=pool) for layer in layers], input_shape=(2, 40, 40), classes=3)
-
-
-def exported(folder: Any) -> Artifact:
-    spec = TensorSpec("x", (2, 40, 40))
-    return open_artifact(export_network(network(), folder, preprocessing=Preprocessing(spec, (), spec)))
-
-
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return exported(tmp_path_factory.mktemp("groups") / "artifact")
@@ -140,19 +110,6 @@ def planned(artifact: Artifact, groups: tuple[int, ...], **more: Any) -> Plan:
     return replace(plan(artifact.manifest, request), groups=groups)
 
 
-def opened(artifact: Artifact, made: Plan, engine: OnnxRuntime) -> Network:
-    names = [part.block for part in made.blocks if part.trained]
-    return open_network(artifact, engine, trained=names, accumulate=True, groups=made.groups)
-
-
-def trainer_of(network: Network, made: Plan, **more: Any) -> Trainer:
-    draw = np.random.default_rng(3)
-    x, y = draw.standard_normal((ROWS, 2, 40, 40), np.float32), draw.integers(0, 3, ROWS)
-    order = MixedOrder(ROWS, 0, BATCH, 0.0, 5)
-    rows = TrainingRows(PreprocessedRows(x, network.preprocessing), y, order)
-    return Trainer(network, made, rows=rows, learning_rate=LearningRate(0.01, "constant", 9), seed=1, **more)
-
-
 def learnt(artifact: Artifact, groups: tuple[int, ...], **more: Any) -> tuple[dict[str, Array], list[Any]]:
     """Weights and optimiser state after an epoch, and the losses by step."""
     made = planned(artifact, groups, **more)
@@ -160,12 +117,6 @@ def learnt(artifact: Artifact, groups: tuple[int, ...], **more: Any) -> tuple[di
     records = list(trainer_of(network, made).epoch(Position()))
     assert not network.runs["gradient"].any()
     return network.resident(), [record.loss for record in records]
-
-
-def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("trained", [None, {"block2", "block4"}], ids=["all", "two"])

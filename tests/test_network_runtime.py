@@ -30,9 +30,9 @@ class Counting(OnnxRuntime):
         super().__init__(1)
         self.names.clear()
 
-    def load(self, model: bytes, name: str, memory: Any = None) -> Graph:
+    def load(self, model: bytes, name: str, memory: Any = None, **more: Any) -> Graph:
         self.names.append(name)
-        return super().load(model, name, memory)
+        return super().load(model, name, memory, **more)
 
 
 @pytest.fixture(scope="module")

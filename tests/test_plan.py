@@ -19,7 +19,7 @@ from edgeff.runtime.cost import run_seconds
 from edgeff.runtime.memory import allocate_memory
 from edgeff.runtime.plan import plan, smallest_budget
 from edgeff.runtime.plan_blocks import micro_batches
-from edgeff.runtime.plan_bytes import APPLY_NUMBERS, BLOCK_BYTES, PROCESS_BYTES, session_bytes
+from edgeff.runtime.plan_bytes import APPLY_CALL_BYTES, APPLY_NUMBERS, BLOCK_BYTES, PROCESS_BYTES, session_bytes
 from edgeff.runtime.plan_parts import Plan, Request
 
 MIB = 2**20
@@ -84,7 +84,7 @@ def test_the_bytes_of_a_sweep_are_the_sum_of_what_is_allocated() -> None:
     assert train.weights + train.gradients + train.state == arrays_bytes(manifest, accumulate=True)
     assert train.graphs == sessions
     assert train.activations == inside + buffer_bytes(manifest, found.micro_batch)
-    assert (train.rows, train.process) == (1000, PROCESS_BYTES + 3 * BLOCK_BYTES)
+    assert (train.rows, train.process) == (1000, PROCESS_BYTES + 3 * BLOCK_BYTES + APPLY_CALL_BYTES)
     assert found.planned_bytes == max(phase.resident.total for phase in found.phases)
 
 

@@ -114,15 +114,23 @@ def test_a_plan_that_is_found_fits(one: Asked, room: int) -> None:
     assert_fits(plan(one.manifest, request), request)
 
 
-def bytes_of_runs(one: Asked, found: Plan) -> list[int]:
-    """The stretch that each run of a graph needs, while training and in evaluations."""
+def room_for_runs(one: Asked, found: Plan) -> int:
+    """The stretch that runs of graphs need: those of as many blocks as work at once, of updates, of evaluations."""
     parts = list(zip(one.manifest.blocks, found.blocks, strict=True))
-    training = [
-        block.graphs[kind].arena_bytes(APPLY_NUMBERS if kind == "apply" else part.micro_batch)
+    updates = [block.graphs["apply"].arena_bytes(APPLY_NUMBERS) for block, part in parts if "apply" in part.graphs]
+    learning = [
+        max(
+            (
+                block.graphs[kind].arena_bytes(APPLY_NUMBERS if kind == "apply" else part.micro_batch)
+                for kind in part.graphs
+            ),
+            default=0,
+        )
         for block, part in parts
-        for kind in part.graphs
     ]
-    return training + [block.graphs["forward"].arena_bytes(found.evaluation_rows) for block, _ in parts]
+    forward = [block.graphs["forward"].arena_bytes(found.evaluation_rows) for block, _ in parts]
+    working = sum(sorted(learning, reverse=True)[: found.workers])
+    return max(working, found.update_threads * max(updates, default=0), *forward)
 
 
 @given(asked(), st.sampled_from([MIB, 4 * MIB, None]))
@@ -133,7 +141,9 @@ def test_an_arena_has_room_for_every_run_and_is_there_in_every_phase(one: Asked,
     event(f"arena {bool(found.arena_bytes)}")
     if not found.arena_bytes:
         return
-    assert found.arena_bytes == max(bytes_of_runs(one, found))
+    event(f"workers {found.workers}")
+    assert found.arena_bytes == room_for_runs(one, found)
+    assert max(found.workers * found.operator_threads, found.update_threads) <= one.request.threads
     count = len(one.manifest.blocks)
     for phase in found.phases:
         first = 0

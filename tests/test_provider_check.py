@@ -50,9 +50,9 @@ class Kernels(OnnxRuntime):
         self.given: list[tuple[str, dict[str, Array]]] = []
         self._spoil, self._coarse = spoil, coarse
 
-    def load(self, model: bytes, name: str, memory: Any = None) -> Graph:
+    def load(self, model: bytes, name: str, memory: Any = None, **more: Any) -> Graph:
         self.loaded.append(name)
-        return _Graph(super().load(model, name, memory), self, name)
+        return _Graph(super().load(model, name, memory, **more), self, name)
 
     def ran(self, name: str, results: dict[str, Array]) -> None:
         if self._spoil:

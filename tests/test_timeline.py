@@ -166,6 +166,31 @@ def test_in_groups_the_blocks_before_run_forward_and_each_group_is_updated_when_
     assert line.peak_bytes <= made.training_bytes
 
 
+def test_of_micro_batches_under_way_at_once_each_run_has_the_largest_others_beside_it() -> None:
+    manifest = network(3)
+    many_nodes = [
+        replace(one, graphs={kind: replace(graph, nodes=2000) for kind, graph in one.graphs.items()})
+        for one in manifest.blocks
+    ]
+    manifest = replace(manifest, blocks=tuple(many_nodes))
+    made = planned(manifest, micro_batch=2, threads=2, workers=2, updates="accumulated")
+    assert made.workers == 2
+    line = timeline(manifest, made)
+    alone = timeline(manifest, planned(manifest, micro_batch=2, workers=1, updates="accumulated"))
+    assert names(line) == names(alone)
+    beside = {"b1": 3, "b2": 3, "b3": 2}  # what each of the others holds grows with its number
+    runs = zip(bars(line), bars(alone), strict=True)
+    for bar, by_itself in runs:
+        if bar.graph == "apply":
+            assert bar == by_itself  # of so few numbers one thread updates all
+            continue
+        others = max(part.transient_bytes for part in made.blocks if part.block == f"b{beside[bar.first]}")
+        assert bar.bytes == by_itself.bytes + others
+        assert bar.seconds == pytest.approx(by_itself.seconds / 2)
+    train = next(phase for phase in made.phases if phase.name == "train")
+    assert max(stretch.peak_bytes for stretch in line.stretches) <= train.resident.total
+
+
 def test_rows_that_do_not_divide_evenly_are_shared_out() -> None:
     manifest = network(1)
     made = replace(planned(manifest, micro_batch=4), batch_size=10)

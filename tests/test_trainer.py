@@ -131,9 +131,9 @@ def test_blocks_behind_the_last_trained_one_are_not_even_loaded(artifact, engine
     loaded = []
 
     class Listening(OnnxRuntime):
-        def load(self, model, name, memory=None):
+        def load(self, model, name, memory=None, **more):
             loaded.append(name)
-            return super().load(model, name, memory)
+            return super().load(model, name, memory, **more)
 
     _, trainer = make_trainer(artifact, Listening(1), blocks=["block1"])
     run_epochs(trainer, epochs=1)

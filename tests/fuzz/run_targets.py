@@ -57,7 +57,7 @@ class NoEngine:
     def memory(self) -> None:
         """None of its own."""
 
-    def load(self, model: bytes, name: str, memory: Any = None) -> Any:
+    def load(self, model: bytes, name: str, memory: Any = None, **more: Any) -> Any:
         raise EngineError(f"no engine for `{name}`")
 
 
