@@ -36,7 +36,8 @@ from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.ort_training import OrtTraining
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import TrainingRows
 
 SETTINGS = (
     PretrainSettings(optimizer="adamw", learning_rate=1e-3, schedule="constant"),

@@ -36,7 +36,8 @@ from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.provider_check import check_provider
 from edgeff.runtime.start import start
 from edgeff.runtime.store import ArtifactStore
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import TrainingRows
 from edgeff.runtime.zeroth_order import ZerothOrder
 
 MEZO_RATE = 1e-6

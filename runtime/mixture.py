@@ -19,7 +19,7 @@ from edgeff.runtime.guard import guard_split
 from edgeff.runtime.network import preprocessing_of
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.settings import AdaptSettings
-from edgeff.runtime.trainer import TrainingRows
+from edgeff.runtime.update import TrainingRows
 
 # Rows whose values tell a data set from another with the same labels.
 _LOOKED_AT = 64

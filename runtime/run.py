@@ -22,7 +22,8 @@ from edgeff.runtime.mixture import RunRows
 from edgeff.runtime.network import Network
 from edgeff.runtime.providers import told
 from edgeff.runtime.stops import Interrupted, Stop
-from edgeff.runtime.trainer import LearningRate, NonFiniteLossError, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import NonFiniteLossError, TrainingRows
 from edgeff.runtime.watch import Change, Watch
 from edgeff.runtime.wear import WriteBound, planned_writes
 

@@ -14,7 +14,8 @@ from edgeff.runtime.run import Ended, Run
 from edgeff.runtime.stage_inputs import StageInputs
 from edgeff.runtime.stops import Interrupted, Stop
 from edgeff.runtime.store import BlockFiles
-from edgeff.runtime.trainer import Position, TrainingRows, sums_gradients
+from edgeff.runtime.trainer import Position
+from edgeff.runtime.update import TrainingRows, sums_gradients
 
 if TYPE_CHECKING:
     from edgeff.runtime.adapt import Adaptation

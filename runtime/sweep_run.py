@@ -8,7 +8,8 @@ from edgeff.runtime.events import Event, Finished, Notice
 from edgeff.runtime.network import Network, open_network
 from edgeff.runtime.run import Run
 from edgeff.runtime.stops import Interrupted
-from edgeff.runtime.trainer import Position, sums_gradients
+from edgeff.runtime.trainer import Position
+from edgeff.runtime.update import sums_gradients
 
 
 class SweepRun(Run):

@@ -106,7 +106,7 @@ class Timeline:
 
 
 def timeline(manifest: Manifest, plan: Plan, *, passes: int = 1, max_bars: int = MAX_BARS) -> Timeline:
-    """The runs of one update, in the order of `edgeff.runtime.trainer`.
+    """The runs of one update, in the order of `edgeff.runtime.update`.
 
     Of micro-batches that are under way at once the runs stand one after another, as if each took its part of the time
     and had beside it the largest of what can run then.

@@ -19,7 +19,8 @@ from edgeff.runtime.features import PreprocessedRows
 from edgeff.runtime.network import Network, open_network
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.plan_parts import Plan
-from edgeff.runtime.trainer import LearningRate, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Trainer
+from edgeff.runtime.update import TrainingRows
 
 ROWS, BATCH = 22, 8
 Array = np.ndarray[Any, Any]

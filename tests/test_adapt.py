@@ -33,7 +33,8 @@ from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.run import Run
 from edgeff.runtime.settings import AdaptSettings, default_settings
 from edgeff.runtime.stops import StopConditions
-from edgeff.runtime.trainer import LearningRate, NonFiniteLossError, Position, Progress, Trainer
+from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer
+from edgeff.runtime.update import NonFiniteLossError
 
 SETTINGS = AdaptSettings(epochs=3, batch_size=8, learning_rate=0.1, replay_fraction=0.25, checkpoint_steps=2, seed=5)
 

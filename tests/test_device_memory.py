@@ -39,7 +39,8 @@ from edgeff.runtime.providers import CPU_PROVIDER, ProviderKind
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.stops import Interrupted, never
 from edgeff.runtime.store import ArtifactStore
-from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer
+from edgeff.runtime.update import TrainingRows
 
 TINY = Tiny(blocks=3, fusion=(1.0, 0.5, 0.25), seeded=True)
 EPOCHS = 2
@@ -535,7 +536,8 @@ from edgeff.runtime.network import open_network
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import TrainingRows
 
 class OnDevice(OnnxRuntime):
     def memory(self):

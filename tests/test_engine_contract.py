@@ -30,7 +30,8 @@ from edgeff.runtime.ort_training import OrtTraining
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.predict import predict
-from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Progress, Trainer
+from edgeff.runtime.update import TrainingRows
 
 # Between float32 sums in another order, over a whole trajectory.
 TOLERANCE = 1e-4

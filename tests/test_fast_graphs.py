@@ -25,7 +25,8 @@ from edgeff.runtime.network import open_network, preprocessing_of
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Plan, Request
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import TrainingRows
 
 SHAPE, CLASSES, BATCH, UPDATES = (3, 8, 8), 3, 8, 4
 REQUEST = Request(BATCH, schedule="sweep", micro_batch=4)

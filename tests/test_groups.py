@@ -21,7 +21,8 @@ from edgeff.runtime.groups import ONE_GROUP, groupings, largest_group, spans
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.stops import Interrupted
-from edgeff.runtime.trainer import NonFiniteLossError, Position
+from edgeff.runtime.trainer import Position
+from edgeff.runtime.update import NonFiniteLossError
 
 # --- which groups -----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from edgeff.runtime.events import Event, Finished, GuardResult, Replanned, Stopp
 from edgeff.runtime.plan import plan, smallest_budget
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.stops import StopConditions
-from edgeff.runtime.trainer import NonFiniteLossError, Position, Progress, Trainer
+from edgeff.runtime.trainer import Position, Progress, Trainer
+from edgeff.runtime.update import NonFiniteLossError
 
 SETTINGS = AdaptSettings(epochs=4, batch_size=8, learning_rate=0.1, guard_fraction=0.25, seed=3)
 MakeRun = Callable[..., Adaptation]

@@ -33,7 +33,8 @@ from edgeff.runtime.network import open_network, preprocessing_of
 from edgeff.runtime.order import MixedOrder
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request, Updates
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import TrainingRows
 
 CLASSES, ROW, STEPS = 3, (2, 8, 6), 10
 OTHERS = ("coreml", "webgpu")

@@ -25,7 +25,8 @@ from edgeff.runtime.order import MixedOrder, graph_seed
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request
 from edgeff.runtime.predict import fuse, predict
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import TrainingRows
 
 ROWS = 29
 

@@ -20,7 +20,8 @@ from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Plan, Request
 from edgeff.runtime.stops import Interrupted
-from edgeff.runtime.trainer import NonFiniteLossError, Position
+from edgeff.runtime.trainer import Position
+from edgeff.runtime.update import NonFiniteLossError
 from edgeff.runtime.workers import Abandoned, Turns, run_at_once
 
 # --- turns ------------------------------------------------------------------------------------------------------------

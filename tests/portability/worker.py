@@ -32,7 +32,8 @@ from edgeff.runtime.plan import plan
 from edgeff.runtime.plan_parts import Request, Updates
 from edgeff.runtime.provider_check import check_provider
 from edgeff.runtime.providers import told
-from edgeff.runtime.trainer import LearningRate, Position, Trainer, TrainingRows
+from edgeff.runtime.trainer import LearningRate, Position, Trainer
+from edgeff.runtime.update import TrainingRows
 
 UPDATES: tuple[Updates, ...] = ("fused", "accumulated")
 
