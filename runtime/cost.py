@@ -27,7 +27,7 @@ CACHE_BYTES = 4 * 2**20
 WRITTEN_BYTES_PER_SECOND = 2e7
 READ_BYTES_PER_SECOND = 8e7
 # Of what a run's nodes write, where the system gives memory for it anew: each page is zeroed and mapped once more.
-NEW_BYTES_PER_SECOND = 4e9
+NEW_BYTES_PER_SECOND = 1.2e9
 _WRITTEN = 1 / 3
 
 

@@ -32,7 +32,7 @@ WORKER_BLOCK_BYTES = 8 * 1024
 # Numbers of a block's tensors that `apply` updates in one run: its temporaries stay in a cache.
 APPLY_NUMBERS = 64 * 1024
 # What the bound call of each such piece takes.
-APPLY_CALL_BYTES = 4 * 1024
+APPLY_CALL_BYTES = 3 * 1024
 
 
 def session_bytes(graph: GraphSpec, threads: int = 1) -> int:
