@@ -121,14 +121,15 @@ def _divided(request: Request, schedule: Schedule) -> Sequence[Request]:
     """The request for each way to divide the threads: between micro-batches, and within an operator.
 
     Micro-batches under way at once cannot share a stretch of memory unless it is kept for all of them, and a single
-    block that learns takes one at a time.
+    block that learns takes one at a time. One thread for all takes the fewest bytes, and for small operators the least
+    time.
     """
-    if not request.arena or schedule == "stage":
-        return [replace(request, workers=1)]
-    if request.workers:
+    one_by_one = not request.arena or schedule == "stage"
+    if request.workers and not one_by_one:
         return [request]
-    counts = (count for count in range(1, request.threads + 1) if request.threads % count == 0)
-    return [replace(request, workers=count) for count in counts]
+    counts = [1] if one_by_one else [count for count in range(1, request.threads + 1) if request.threads % count == 0]
+    alone = [replace(request, workers=1, operators=1)] if request.threads > 1 and not request.operators else []
+    return [*(replace(request, workers=count) for count in counts), *alone]
 
 
 def _graphs(trained: bool, whole: bool) -> tuple[GraphKind, ...]:
@@ -162,6 +163,7 @@ def _spares_time(block: BlockSpec, graphs: Sequence[GraphKind], rows: int, reque
     """Whether a block has a fast graph for the work of one of these, and is faster by it where all bytes are there."""
     if "accumulate" not in graphs or FAST not in block.graphs:
         return False
+    request = replace(request, arena=True)
     sizes = [size for size in micro_batches(rows) if rows % size == 0]
     taken, fast = (
         min(seconds_of_graphs(block, one, size, request) for size in sizes) for one in (graphs, _fast(graphs))

@@ -197,6 +197,7 @@ class Request:
         threads: That may work at once; each has a stack in every session where it works on operators.
         workers: Micro-batches that may be under way at once, each with its part of the threads; None for what is best.
             Only where memory is kept for graphs to run in.
+        operators: Threads that one operator may use while training; None for its micro-batch's part of all.
         features: For `stage`; None for files of float32 where the disk has room, else running blocks again.
         disk_bytes: What files of features may take.
         block_budgets: Bytes that a block may take, by name.
@@ -222,6 +223,7 @@ class Request:
     splitting_bytes: int = 0
     threads: int = 1
     workers: int | None = None
+    operators: int | None = None
     features: Features | None = None
     disk_bytes: int = 0
     block_budgets: Mapping[str, int] = field(default_factory=dict)
@@ -237,7 +239,7 @@ class Request:
     @property
     def operator_threads(self) -> int:
         """Threads that one operator may use while training."""
-        return max(1, self.threads // (self.workers or 1))
+        return self.operators or max(1, self.threads // (self.workers or 1))
 
     def __post_init__(self) -> None:
         if self.budget_bytes is not None and self.budget_bytes <= 0:

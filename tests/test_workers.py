@@ -252,7 +252,8 @@ def test_without_memory_that_is_kept_and_in_stages_one_micro_batch_is_under_way(
     request = Request(BATCH, threads=4, micro_batch=2)
     for changed in (replace(request, arena=False), replace(request, schedule="stage")):
         made = plan(artifact.manifest, changed)
-        assert (made.workers, made.operator_threads) == (1, 4)
+        assert made.workers == 1
+        assert plan(artifact.manifest, replace(changed, operators=4)).operator_threads == 4
 
 
 def test_room_for_graphs_grows_with_the_number_that_run_at_once(artifact: Artifact) -> None:
@@ -261,6 +262,13 @@ def test_room_for_graphs_grows_with_the_number_that_run_at_once(artifact: Artifa
     assert sum(sizes[:2]) <= two.arena_bytes < sum(sizes[:2]) + sizes[0]
     assert sum(sizes[:3]) <= three.arena_bytes < sum(sizes[:3]) + 2 * sizes[0]
     assert one.planned_bytes < two.planned_bytes < three.planned_bytes
+
+
+def test_where_every_byte_counts_one_thread_runs_operators(artifact: Artifact) -> None:
+    request = Request(BATCH, threads=4, prefer="memory")
+    many, one = plan(artifact.manifest, request), plan(artifact.manifest, replace(request, threads=1))
+    assert many.operator_threads == 1
+    assert many.training_bytes == one.training_bytes
 
 
 def test_where_fewest_bytes_are_wanted_or_left_there_is_one(artifact: Artifact) -> None:
