@@ -55,7 +55,7 @@ def test_the_first_job_runs_in_the_callers_thread_and_all_have_ended_on_return()
     run_at_once([lambda: job("one", 0.0), lambda: job("two", 0.05)])
     assert ran == ["one True", "two False"]
     run_at_once([])
-    assert threading.active_count() == others
+    assert threading.active_count() <= others
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -95,7 +95,7 @@ def test_where_no_thread_can_be_started_that_is_said_and_the_others_end(monkeypa
 
     with pytest.raises(EngineError, match="no more threads"):
         run_at_once([wait] * 3, turns.abandon)
-    assert threading.active_count() == others
+    assert threading.active_count() <= others
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_a_batch_is_left_before_any_block_has_learnt_from_it(artifact: Artifact)
     assert len(asked) == 1
     assert_same(network.resident(), before)
     assert not network.runs["gradient"].any()
-    assert threading.active_count() == others
+    assert threading.active_count() <= others
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 7])
@@ -233,7 +233,7 @@ def test_an_engine_that_fails_ends_the_run_whoever_runs_it(artifact: Artifact, a
     engine = Watched(before)
     with pytest.raises(EngineError, match="out of order"):
         list(trainer_of(opened(artifact, made, engine), made).epoch(Position()))
-    assert threading.active_count() == others
+    assert threading.active_count() <= others
 
 
 def test_a_loss_that_is_not_finite_is_that_of_its_block(artifact: Artifact) -> None:
