@@ -2,11 +2,17 @@
 
 Kernels of accelerators are younger than the CPU's: one that is wrong would spoil weights without a word. Every graph
 of a run is run once on both, on the network's own weights and a few random rows.
+
+Some round inside to half precision, unasked (CUDA's TF32). What goes forward changes no more than that: every number is
+held against the CPU's. A derivative jumps where a rounding decides whether a ReLU is open or which place of a map is
+the largest, and a few such jumps change single numbers by any part of them, but their sum of squares little. So where
+a number of a gradient is off, its norm decides, and how much may be lost is asked of the CPU itself: its own gradient
+from inputs that are rounded as much.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -20,8 +26,13 @@ from edgeff.runtime.engine import Engine, OnnxRuntime
 from edgeff.runtime.memory import BlockMemory, allocate_memory
 from edgeff.runtime.plan_parts import Plan
 
-# Of the largest number of a tensor. Half precision, which some providers use unasked, is within; a wrong kernel is not.
+# Of the largest number of a tensor. Half precision is within; a wrong kernel is not.
 TOLERANCE = 2e-2
+# Of the norm of a gradient, and how often what rounding does to it comes on top. Measured with roundings as TF32 makes
+# them, a block's gradient is 0.5 to 4 % off, by chance; one back through 24 layers up to 50 %.
+_NORM_TOLERANCE, _ROUNDINGS = 5e-2, 3
+_MANTISSA_BITS = 10  # of TF32 and float16; float32 has 23
+_OF_DERIVATIVES = ("new.gradient.", "new.parameter.", "new.state.")
 _OF_ROLE = 1e-2
 _ROWS, _NUMBERS, _LEARNING_RATE, _STEP = 4, 64, 1e-3, 5
 
@@ -46,12 +57,29 @@ def check_provider(artifact: Artifact, engine: Engine, plan: Plan) -> None:
             if spec.file in seen:
                 continue
             seen.add(spec.file)
-            model = artifact.read(spec.file)
             given = _inputs(artifact, block, memory, kind, draw)
-            expected = _run(plain, model, spec.file, given)
-            for name, difference in _differences(_run(engine, model, spec.file, given), expected):
-                if not difference <= TOLERANCE:
-                    raise _wrong(engine, spec.file, name, difference)
+            _check_graph(engine, plain, artifact.read(spec.file), spec.file, given)
+
+
+def _check_graph(engine: Engine, plain: Engine, model: bytes, file: str, given: Mapping[str, Array]) -> None:
+    """Compare what two engines make of a graph.
+
+    Raises:
+        EngineError: They differ.
+    """
+    found, expected = (_run(one, model, file, given) for one in (engine, plain))
+    off = {name: part for name, part in _differences(found, expected, _largest) if not part <= TOLERANCE}
+    for name, part in off.items():
+        if not name.startswith(_OF_DERIVATIVES):
+            raise _wrong(engine, file, name, part, TOLERANCE)
+    if not off:
+        return
+    rounded = _run(plain, model, file, {name: _rounded(array) for name, array in given.items()})
+    norms, roundings = (dict(_differences(one, expected, _norm)) for one in (found, rounded))
+    for name in off:
+        allowed = _NORM_TOLERANCE + _ROUNDINGS * roundings[name]
+        if not norms[name] <= allowed:
+            raise _wrong(engine, file, name, norms[name], allowed)
 
 
 def _inputs(
@@ -98,18 +126,38 @@ def _run(engine: Engine, model: bytes, name: str, given: Mapping[str, Array]) ->
     return found
 
 
-def _differences(found: Mapping[str, Array], expected: Mapping[str, Array]) -> Iterator[tuple[str, float]]:
-    """Of every result, relative to its largest number, or to a part of the largest of those of its role.
+def _differences(
+    found: Mapping[str, Array], expected: Mapping[str, Array], size: Callable[[Array], float]
+) -> Iterator[tuple[str, float]]:
+    """Of every result, relative to its size, or to a part of the greatest size of those of its role.
 
     A gradient that is zero by what the layers are, such as that of a bias before a normalisation, is rounding alone.
     """
-    largest = {name: float(np.abs(array).max(initial=0.0)) for name, array in expected.items()}
+    sizes = {name: size(array) for name, array in expected.items()}
     of_role: dict[str, float] = {}
-    for name, size in largest.items():
-        of_role[_role(name)] = max(of_role.get(_role(name), 0.0), size)
+    for name, own in sizes.items():
+        of_role[_role(name)] = max(of_role.get(_role(name), 0.0), own)
     for name, array in expected.items():
-        difference = float(np.abs(found[name].astype(np.float64) - array).max(initial=0.0))
-        yield name, difference / max(largest[name], _OF_ROLE * of_role[_role(name)], 1e-6)
+        difference = size(found[name].astype(np.float64) - array)
+        yield name, difference / max(sizes[name], _OF_ROLE * of_role[_role(name)], 1e-6)
+
+
+def _largest(array: Array) -> float:
+    return float(np.abs(array).max(initial=0.0))
+
+
+def _norm(array: Array) -> float:
+    """The root of the sum of squares."""
+    return float(np.linalg.norm(array.astype(np.float64)))
+
+
+def _rounded(array: Array) -> Array:
+    """Numbers of float32 with as many digits as half precision has, whatever their size; others as they are."""
+    if array.dtype != np.float32:
+        return array
+    spare = 23 - _MANTISSA_BITS
+    bits = np.array(array, ndmin=1).view(np.uint32) + np.uint32(1 << (spare - 1))
+    return (bits & np.uint32(2**32 - 2**spare)).view(np.float32).reshape(array.shape)
 
 
 def _role(name: str) -> str:
@@ -118,11 +166,11 @@ def _role(name: str) -> str:
     return ".".join(parts[: 2 if parts[0] == "state" else 1])
 
 
-def _wrong(engine: Engine, file: str, name: str, difference: float) -> EngineError:
+def _wrong(engine: Engine, file: str, name: str, difference: float, allowed: float) -> EngineError:
     provider = engine.provider.name
     again = f"export the model again with `--target {provider}`, or " if provider in TARGETS else ""
     return EngineError(
         f"the provider `{provider}` of {engine.name} computes `{name}` of `{file}` wrongly: "
-        f"{difference:.0%} from the CPU's, allowed {TOLERANCE:.0%}",
+        f"{difference:.0%} from the CPU's, allowed {allowed:.0%}",
         hint=f"{again}leave `--provider` out to train on the CPU",
     )

@@ -220,21 +220,56 @@ def test_a_provider_that_computes_something_else_is_refused_by_graph_and_tensor(
     engine = Kernels(spoil=wrong(file, output, lambda array: np.multiply(array, 1.25, out=array)))
     with pytest.raises(EngineError) as caught:
         check_provider(artifact, engine, plan_of(artifact, updates))
+    # Of a gradient, and of what it changes, the norm may be off by more.
+    allowed = "5%" if output.startswith("new.") and kind != "apply" else "2%"
     assert str(caught.value) == (
         f"the provider `openvino` of {engine.name} computes `{output}` of `{file}` wrongly: "
-        "25% from the CPU's, allowed 2%"
+        f"25% from the CPU's, allowed {allowed}"
     )
     assert caught.value.hint == "leave `--provider` out to train on the CPU"
 
 
-def test_what_half_precision_may_cost_is_allowed_and_no_more(artifact: Artifact) -> None:
+@pytest.mark.parametrize(
+    ("output", "kept", "lost", "told"),
+    [
+        ("handover", 1.015, 1.03, "3% from .*, allowed 2%"),
+        ("new.state.velocity.w", 1.04, 1.08, "8% from .*, allowed 5%"),
+    ],
+)
+def test_what_half_precision_may_cost_is_allowed_and_no_more(
+    artifact: Artifact, output: str, kept: float, lost: float, told: str
+) -> None:
     def off_by(factor: float) -> Kernels:
-        output = "new.state.velocity.w"
         return Kernels(spoil=wrong("blocks/block1.step.onnx", output, lambda array: np.multiply(array, factor, array)))
 
-    check_provider(artifact, off_by(1.015), plan_of(artifact))
-    with pytest.raises(EngineError, match=r"3% from the CPU's, allowed 2%$"):
-        check_provider(artifact, off_by(1.03), plan_of(artifact))
+    check_provider(artifact, off_by(kept), plan_of(artifact))
+    with pytest.raises(EngineError, match=rf"{told}$"):
+        check_provider(artifact, off_by(lost), plan_of(artifact))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A hidden layer so wide that of a few rows some units are nearly zero: whether they learn, rounding decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = LocalBlock(nn.Sequential(nn.Linear(16, 20_000), nn.ReLU()))
+    network = LocalNetwork([block], input_shape=(16,), classes=3)
+    row = TensorSpec("x", (16,), "float32")
+    out = tmp_path_factory.mktemp("wide") / "artifact"
+    return open_artifact(export_network(network, out, preprocessing=Preprocessing(row, (), row)))
+
+
+def test_gradients_that_jump_with_a_rounding_are_held_against_the_cpu_by_their_norms(wide: Artifact) -> None:
+    file, output = "blocks/block1.accumulate.onnx", "new.gradient.transform.0.weight"
+    seen: list[Array] = []
+    for coarse in (False, True):
+        engine = Kernels(spoil=wrong(file, output, lambda array: seen.append(array.copy())), coarse=coarse)
+        check_provider(wide, engine, plan_of(wide, "accumulated"))
+    # Single numbers are off by far more than rounding: some units have another derivative.
+    assert np.abs(seen[1] - seen[0]).max() > 0.05 * np.abs(seen[0]).max()
+    spoilt = wrong(file, output, lambda array: array[:4000].fill(0))
+    with pytest.raises(EngineError, match=r"`new\.gradient\.transform\.0\.weight` of .* wrongly: \d\d% from the CPU's"):
+        check_provider(wide, Kernels(spoil=spoilt, coarse=True), plan_of(wide, "accumulated"))
 
 
 @pytest.mark.parametrize(("value", "told"), [(np.nan, "nan%"), (np.inf, "inf%")])
