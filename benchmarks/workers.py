@@ -1,5 +1,7 @@
 """What threads are best for: rows per second of a sweep for each way to divide them, by turns in one process.
 
+With `--no-arena`, on one thread in memory that graphs take anew in each run: two runs tell what an arena gives.
+
     .venv-device/bin/python benchmarks/workers.py ARTIFACT --threads 2 --batch 128 --micro-batch 4
 
 Updates on random rows in bursts of half a second. Every way has weights and graphs of its own; the memory that graphs
@@ -35,12 +37,15 @@ BURST_SECONDS = 0.5
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Rows of a batch.")
 @click.option("--micro-batch", type=click.IntRange(1), default=4, show_default=True, help="Rows that pass at once.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Bursts of each way.")
-def main(artifact: Path, threads: int, batch: int, micro_batch: int, rounds: int) -> None:
+@click.option("--arena/--no-arena", default=True, show_default=True, help="Whether graphs keep their memory.")
+def main(artifact: Path, threads: int, batch: int, micro_batch: int, rounds: int, arena: bool) -> None:
     """Print the medians over the bursts, and each by itself."""
     engine, _, _ = start(threads)
     opened = open_artifact(artifact)
-    plans = ways(opened, threads, batch, micro_batch)
-    engine.reserve(max(one.arena_bytes for one in plans))
+    asked = divided(threads) if arena else [(1, 1)]
+    plans = [planned(opened, of_all, workers, batch, micro_batch, arena=arena) for of_all, workers in asked]
+    if arena:
+        engine.reserve(max(one.arena_bytes for one in plans))
     updates = [update(opened, engine, one) for one in plans]
     index = np.arange(batch)
     found: list[list[float]] = [[] for _ in plans]
@@ -62,25 +67,24 @@ def main(artifact: Path, threads: int, batch: int, micro_batch: int, rounds: int
     click.echo(table(("workers", "threads of an operator", "planned", "rows/s", "bursts"), lines))
 
 
-def ways(artifact: Artifact, threads: int, batch: int, micro_batch: int) -> list[Plan]:
-    """One thread, all threads for every operator, and what else they can be divided into."""
-    counts = [workers for workers in range(1, threads + 1) if threads % workers == 0]
-    asked = [(1, 1), *((threads, workers) for workers in counts)]
-    return [
-        plan(
-            artifact.manifest,
-            Request(
-                batch_size=batch,
-                rows=batch,
-                schedule="sweep",
-                updates="accumulated",
-                micro_batch=micro_batch,
-                threads=of_all,
-                workers=workers,
-            ),
-        )
-        for of_all, workers in asked
-    ]
+def divided(threads: int) -> list[tuple[int, int]]:
+    """Threads and workers: one thread, all threads for every operator, and what else they can be divided into."""
+    return [(1, 1), *((threads, workers) for workers in range(1, threads + 1) if threads % workers == 0)]
+
+
+def planned(artifact: Artifact, threads: int, workers: int, batch: int, micro_batch: int, *, arena: bool) -> Plan:
+    """The plan of a sweep on so many threads."""
+    request = Request(
+        batch_size=batch,
+        rows=batch,
+        schedule="sweep",
+        updates="accumulated",
+        micro_batch=micro_batch,
+        threads=threads,
+        workers=workers,
+        arena=arena,
+    )
+    return plan(artifact.manifest, request)
 
 
 def update(artifact: Artifact, engine: OnnxRuntime, one: Plan) -> Update:

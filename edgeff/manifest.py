@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FORMAT = "edgeff-artifact"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1,

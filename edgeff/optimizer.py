@@ -25,20 +25,23 @@ class Optimizer:
     Attributes:
         defaults: Settings and their defaults.
         rates: `(settings, learning_rate, step)` -> the scalars of that step; `step` counts from 1.
-        slots: `settings` -> names of the state tensors.
+        slots: `settings` -> the state tensors by name, each with what makes of it the moment that papers and other
+            libraries know by such a name.
         update: `(parameter, gradient, state, rates, settings)` -> new parameter and new state.
     """
 
     defaults: Mapping[str, float]
     rates: Callable[[Mapping[str, float], float, int], dict[str, float]]
-    slots: Callable[[Mapping[str, float]], tuple[str, ...]]
+    slots: Callable[[Mapping[str, float]], Mapping[str, float]]
     update: Callable[[Any, Any, State, Rates, Mapping[str, float]], tuple[Any, dict[str, Any]]]
 
 
 def _adamw_rates(settings: Mapping[str, float], learning_rate: float, step: int) -> dict[str, float]:
+    beta1, beta2 = settings["beta1"], settings["beta2"]
+    scale = ((1.0 - beta2**step) / (1.0 - beta2)) ** 0.5
     return {
-        "step_size": learning_rate / (1.0 - settings["beta1"] ** step),
-        "root_correction": (1.0 - settings["beta2"] ** step) ** 0.5,
+        "step_size": learning_rate * scale * (1.0 - beta1) / (1.0 - beta1**step),
+        "epsilon": settings["epsilon"] * scale,
         "keep": 1.0 - learning_rate * settings["weight_decay"],
     }
 
@@ -46,13 +49,18 @@ def _adamw_rates(settings: Mapping[str, float], learning_rate: float, step: int)
 def _adamw_update(
     parameter: Any, gradient: Any, state: State, rates: Rates, settings: Mapping[str, float]
 ) -> tuple[Any, dict[str, Any]]:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), in the order of `torch.optim.AdamW`."""
-    mean = state["mean"] * settings["beta1"] + gradient * (1.0 - settings["beta1"])
-    square = state["square"] * settings["beta2"] + gradient * gradient * (1.0 - settings["beta2"])
-    denominator = square**0.5 / rates["root_correction"] + settings["epsilon"]
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), its moments as sums instead of means.
+
+    The paper's moments are `momentum` times 1 - beta1 and `squares` times 1 - beta2. Nothing needs them as tensors: the
+    factors, and the corrections for the first steps, are in the scalars. So weights are gone over eleven times, not
+    fourteen.
+    """
+    momentum = state["momentum"] * settings["beta1"] + gradient
+    squares = state["squares"] * settings["beta2"] + gradient * gradient
+    denominator = squares**0.5 + rates["epsilon"]
     return (
-        parameter * rates["keep"] - rates["step_size"] * (mean / denominator),
-        {"mean": mean, "square": square},
+        parameter * rates["keep"] - rates["step_size"] * (momentum / denominator),
+        {"momentum": momentum, "squares": squares},
     )
 
 
@@ -77,13 +85,13 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw": Optimizer(
         defaults={"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 1e-4},
         rates=_adamw_rates,
-        slots=lambda settings: ("mean", "square"),
+        slots=lambda settings: {"momentum": 1.0 - settings["beta1"], "squares": 1.0 - settings["beta2"]},
         update=_adamw_update,
     ),
     "sgd": Optimizer(
         defaults={"momentum": 0.9, "weight_decay": 0.0},
         rates=_sgd_rates,
-        slots=lambda settings: ("velocity",) if settings["momentum"] else (),
+        slots=lambda settings: {"velocity": 1.0} if settings["momentum"] else {},
         update=_sgd_update,
     ),
 }
@@ -125,4 +133,13 @@ def rates(spec: OptimizerSpec, learning_rate: float, step: int) -> dict[str, flo
 
 def slots(spec: OptimizerSpec) -> tuple[str, ...]:
     """Names of the state tensors each parameter has."""
+    return tuple(OPTIMIZERS[spec.kind].slots(spec.settings))
+
+
+def moment_factors(spec: OptimizerSpec) -> Mapping[str, float]:
+    """What each state tensor is to be multiplied by to be the moment that papers and other libraries have.
+
+    >>> moment_factors(optimizer_spec("adamw", beta1=0.5, beta2=0.75))
+    {'momentum': 0.5, 'squares': 0.25}
+    """
     return OPTIMIZERS[spec.kind].slots(spec.settings)

@@ -19,9 +19,9 @@ from edgeff.manifest import Line
 
 # Pieces begin at multiples of this (onnxruntime's `BFCArena::kMinAllocationSize`).
 GRAIN = 256
-# Micro-batches at which tensors are placed: one or two rows less may need a longer stretch. Between two of them pieces
-# fit in much the same way.
-ROWS = tuple(sorted({2**power - less for power in range(8) for less in (0, 1, 2) if 2**power > less}))
+# Micro-batches at which tensors are placed: up to three rows less may need a longer stretch, for what is left beside
+# grains goes with the remainder by four. Between two of them pieces fit in much the same way.
+ROWS = tuple(sorted({2**power - less for power in range(8) for less in range(4) if 2**power > less}))
 # For `apply`, which goes over this many numbers in a run, or what is left of them.
 UPDATED_NUMBERS = (1024, 64 * 1024)
 _ENDLESS = 2**62

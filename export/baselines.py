@@ -131,8 +131,8 @@ _NUMBERED = re.compile(r"((?:new\.)?(?:parameter\.|buffer\.|gradient\.|state\.[^
 def _in_file(name: str, prefixes: Sequence[str]) -> str:
     """A name with the layer's number in it, under that of the weights file.
 
-    >>> _in_file("new.state.mean.layers.1.conv.layers.0.weight", ["block1.", "block2."])
-    'new.state.mean.block2.conv.layers.0.weight'
+    >>> _in_file("new.state.momentum.layers.1.conv.layers.0.weight", ["block1.", "block2."])
+    'new.state.momentum.block2.conv.layers.0.weight'
     """
     found = _NUMBERED.match(name)
     return name if found is None else f"{found[1]}{prefixes[int(found[2])]}{name[found.end() :]}"

@@ -26,7 +26,7 @@ from edgeff.export.inplace import HANDOVER, ROWS_IN, hands_over_in_place, in_pla
 from edgeff.export.ir import IR_VERSION, OPSET
 from edgeff.export.tracing import gradients_function
 from edgeff.manifest import GraphKind, OptimizerSpec
-from edgeff.optimizer import optimizer, rates, slots
+from edgeff.optimizer import moment_factors, optimizer, rates
 from edgeff.probe import evaluating, first_line
 
 TOLERANCE = 1e-5  # of float32 sums in another order, relative to the tensor's largest absolute value
@@ -198,7 +198,7 @@ def make_trial(
 ) -> Trial:
     """Draw a state and let torch compute what every graph should give; `move`: from weights a rounding error away.
 
-    Optimiser state and gradients are drawn away from zero: from a state of zero, AdamW's first step is the gradient's
+    Moments and gradients are drawn away from zero: from a state of zero, AdamW's first step is the gradient's
     sign, which rounding decides for entries near zero.
     """
     draw = torch.Generator().manual_seed(seed)
@@ -209,8 +209,10 @@ def make_trial(
     if move:
         other = torch.Generator().manual_seed(move)
         parameters = {name: t * (1 + _ROUNDING * _like(t, other)) for name, t in parameters.items()}
+    factors = moment_factors(spec)
     state = {
-        name: {slot: _like(t, draw).square() * 0.1 + 0.01 for slot in slots(spec)} for name, t in parameters.items()
+        name: {slot: (_like(t, draw).square() * 0.1 + 0.01) / factor for slot, factor in factors.items()}
+        for name, t in parameters.items()
     }
     sums = {name: _like(t, draw) for name, t in parameters.items()}
     scalars = rates(spec, _LEARNING_RATE, _STEP)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgeff import disk
 from edgeff.atomic import atomic_file, write_atomically, writing
@@ -29,6 +29,7 @@ from edgeff.errors import RunError
 from edgeff.lock import locked
 from edgeff.plain_file import open_plain
 from edgeff.runtime.arrays import Array
+from edgeff.runtime.engine import Moments
 from edgeff.runtime.network import Network
 from edgeff.runtime.settings import AdaptSettings
 from edgeff.runtime.tensor_stream import peek_facts, read_all_tensors, read_facts, read_tensors_into, write_tensors
@@ -250,7 +251,7 @@ class RunFolder:
         """
         newest = self.path / CHECKPOINT
         with atomic_file(newest) as stream:
-            write_tensors(stream, network.resident(), _checkpoint_facts(checkpoint))
+            write_tensors(stream, network.resident(), _checkpoint_facts(checkpoint, network.engine.moments))
             disk.sync(stream)
             # Only now, with the new one safe on the disk: at every moment one of the two is whole.
             if newest.exists() and not in_place:
@@ -295,7 +296,7 @@ class RunFolder:
                 if checkpoint.position == Position(stage=stage):
                     network.reset()
                 else:
-                    read_tensors_into(path, network.resident())
+                    _fill(network, path)
                 return checkpoint
         network.reset()
         return None
@@ -320,7 +321,7 @@ class RunFolder:
                 warnings.append(f"{error}; the checkpoint before it is used")
                 continue
             _check_same_artifact(checkpoint.manifest_sha256, network, path)
-            read_tensors_into(path, network.resident())
+            _fill(network, path)
             return checkpoint, warnings
         if warnings or self.lacks_checkpoints():
             raise RunError(
@@ -357,12 +358,22 @@ def read_weights(path: Path, manifest_sha256: str) -> dict[str, Array]:
     return {name: array for name, array in read_all_tensors(file).items() if not name.startswith("state/")}
 
 
-def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+def _fill(network: Network, path: Path) -> None:
+    """Fill what a network has in memory from a checkpoint; another engine's state is converted."""
+    moments = peek_facts(path).get("moments", "sums")
+    if moments not in get_args(Moments):
+        raise RunError(f"`{path}` is not a checkpoint of version {FORMAT_VERSION}: a part is no such thing")
+    read_tensors_into(path, network.resident())
+    network.convert_state(moments)
+
+
+def _checkpoint_facts(checkpoint: Checkpoint, moments: Moments) -> dict[str, Any]:
     position = checkpoint.position
     return {
         "format": _CHECKPOINT_FORMAT,
         "version": FORMAT_VERSION,
         "manifest_sha256": checkpoint.manifest_sha256,
+        "moments": moments,
         "position": dataclasses.asdict(position),
         "settings": dict(checkpoint.settings),
         "guard": dict(checkpoint.guard),

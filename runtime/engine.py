@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -107,6 +107,9 @@ class Graph(Protocol):
         """
 
 
+Moments = Literal["sums", "means"]
+
+
 class Engine(Protocol):
     """What runs graphs."""
 
@@ -137,6 +140,10 @@ class Engine(Protocol):
     @property
     def has_copies(self) -> bool:
         """Whether it has copies of weights and state beside the runtime's arrays."""
+
+    @property
+    def moments(self) -> Moments:
+        """How the state of AdamW stands in the runtime's arrays: as sums, or as means like in its paper."""
 
     def memory(self) -> DeviceMemory | None:
         """Memory of a device, for graphs that run one after another; None where they run in the runtime's arrays."""
@@ -180,6 +187,8 @@ class OnnxRuntime:
 
     # Whether sums of gradients are its own business, rather than arrays of the runtime.
     keeps_gradients = False
+    # How the state of AdamW stands in the runtime's arrays.
+    moments: Moments = "sums"
 
     def __init__(self, threads: int | None = None, provider: str | ProviderKind = CPU) -> None:
         if threads is not None and threads < 1:

@@ -10,10 +10,11 @@ import numpy as np
 from edgeff.artifact import Artifact
 from edgeff.errors import RunError
 from edgeff.manifest import GraphKind, Manifest
+from edgeff.optimizer import moment_factors
 from edgeff.preprocess import Preprocessing
 from edgeff.runtime.arrays import Array
 from edgeff.runtime.buffers import Buffers
-from edgeff.runtime.engine import Call, Engine, Graph, check_graph
+from edgeff.runtime.engine import Call, Engine, Graph, Moments, check_graph
 from edgeff.runtime.groups import ONE_GROUP
 from edgeff.runtime.memory import GRADIENT, BlockMemory, allocate_memories, allocate_memory, with_gradients
 from edgeff.runtime.store import AllWeights, ArtifactStore, GivenStore, Store
@@ -96,6 +97,16 @@ class Network:
                 self.artifact.fill(memory.weights())
                 for array in memory.state().values():
                     array.fill(0)
+
+    def convert_state(self, moments: Moments) -> None:
+        """Turn state that stands in memory in a form into that of the engine."""
+        if moments == self.engine.moments:
+            return
+        factors = moment_factors(self.manifest.optimizer)
+        for memory in filter(None, self.memories):
+            for key, array in memory.state().items():
+                factor = factors[key.split("/")[1]]
+                array *= np.float32(factor if self.engine.moments == "means" else 1.0 / factor)
 
     def first_not_finite(self) -> str | None:
         """Name of the first block in memory that holds a weight or state which is not a finite number."""

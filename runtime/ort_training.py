@@ -58,6 +58,7 @@ class OrtTraining(OnnxRuntime):
 
     keeps_gradients = True
     has_copies = True
+    moments = "means"
 
     def __init__(self, threads: int | None = None, provider: ProviderKind | None = None) -> None:
         if provider is not None and provider.name != CPU:

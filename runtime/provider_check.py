@@ -106,7 +106,7 @@ def _inputs(
     }
     # From squares of zero, AdamW's first step is the gradient's sign, which half precision may turn near zero. The
     # other slots stay zero: what they become tells of the gradient alone.
-    for name in [name for name in found if name.startswith("state.square.")]:
+    for name in [name for name in found if name.startswith("state.squares.")]:
         found[name][...] = np.abs(draw.standard_normal(found[name].shape))
     if block.handover is not None:
         found["handover"] = np.zeros((_ROWS, *block.handover.shape), block.handover.dtype)

@@ -19,7 +19,7 @@ from edgeff.export.dropout import seeded_dropout
 from edgeff.export.graphs import BlockGraphs, compile_block
 from edgeff.manifest import OptimizerSpec
 from edgeff.model import LocalBlock, LocalNetwork
-from edgeff.optimizer import optimizer_spec, rates, slots
+from edgeff.optimizer import moment_factors, optimizer_spec, rates, slots
 
 SIGNAL, IMAGE, TOKENS, CLASSES = (6, 32), (4, 12, 12), (7,), 5
 ADAMW, SGD = optimizer_spec("adamw"), optimizer_spec("sgd", weight_decay=1e-3)
@@ -115,7 +115,7 @@ def starting_feeds(graphs: BlockGraphs, spec: OptimizerSpec = ADAMW) -> dict[str
 
 
 # What torch calls the optimisers' state.
-_SLOTS = {"mean": "exp_avg", "square": "exp_avg_sq", "velocity": "momentum_buffer"}
+_SLOTS = {"momentum": "exp_avg", "squares": "exp_avg_sq", "velocity": "momentum_buffer"}
 
 
 def drawn_state(graphs: BlockGraphs, spec: OptimizerSpec) -> dict[str, np.ndarray]:
@@ -123,9 +123,9 @@ def drawn_state(graphs: BlockGraphs, spec: OptimizerSpec) -> dict[str, np.ndarra
     draw = np.random.default_rng(3)
     shapes = {name: tuple(tensor.shape) for name, tensor in graphs.parameters.items()}
     return {
-        f"state.{slot}.{name}": (0.1 * draw.standard_normal(shape) ** 2 + 0.01).astype(np.float32)
+        f"state.{slot}.{name}": ((0.1 * draw.standard_normal(shape) ** 2 + 0.01) / factor).astype(np.float32)
         for name, shape in shapes.items()
-        for slot in slots(spec)
+        for slot, factor in moment_factors(spec).items()
     }
 
 
@@ -145,7 +145,10 @@ def torchs_step(
     optimizer.step()
     for name, value in own.items():
         found[f"new.parameter.{name}"] = value
-        found |= {f"new.state.{slot}.{name}": optimizer.state[value][_SLOTS[slot]] for slot in slots(spec)}
+        theirs = optimizer.state[value]
+        found |= {
+            f"new.state.{slot}.{name}": theirs[_SLOTS[slot]] / factor for slot, factor in moment_factors(spec).items()
+        }
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
@@ -160,8 +163,9 @@ def _torchs_optimizer(
         betas = (known["beta1"], known["beta2"])
         made = torch.optim.AdamW(own.values(), RATE, betas, known["epsilon"], weight_decay=decay)
     for name, value in own.items():
-        slots_ = {_SLOTS[slot]: torch.tensor(state[f"state.{slot}.{name}"]) for slot in slots(spec)}
-        made.state[value] = {"step": torch.tensor(STEP - 1.0), **slots_}
+        made.state[value] = {"step": torch.tensor(STEP - 1.0)}
+        for slot, factor in moment_factors(spec).items():
+            made.state[value][_SLOTS[slot]] = torch.tensor(state[f"state.{slot}.{name}"]) * factor
     return made
 
 

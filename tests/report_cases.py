@@ -33,7 +33,7 @@ AS_FOUND = Device("pc", "PC", "pc", None, False, 0, 0, refusal="takes what the m
 
 
 def golden() -> Manifest:
-    return from_json((Path(__file__).parent / "golden" / "manifest-v4.json").read_text())
+    return from_json((Path(__file__).parent / "golden" / "manifest-v5.json").read_text())
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from edgeff.manifest_json import MAX_MANIFEST_BYTES, from_json, to_json
 from edgeff.manifest_rules import weight_specs
 from edgeff.tensor_file import DTYPES, read_index, read_tensor
 
-GOLDEN = Path(__file__).parent / "golden" / "manifest-v4.json"
+GOLDEN = Path(__file__).parent / "golden" / "manifest-v5.json"
 MANIFEST = from_json(GOLDEN.read_text(encoding="utf-8"))
 WEIGHTS = "weights.safetensors"
 REPLAY = "replay.safetensors"
@@ -324,9 +324,9 @@ def test_a_broken_rule_of_the_manifest_names_the_artifact(tmp_path):
 
 def test_m10_a_newer_artifact_is_refused_before_its_files_are_looked_at(good, tmp_path):
     members = members_of(good) if good.is_dir() else members_of(written(tmp_path, "again"))
-    newer = json.dumps({"format": "edgeff-artifact", "format_version": 5, "edgeff_version": "0.9.0"}).encode()
+    newer = json.dumps({"format": "edgeff-artifact", "format_version": 6, "edgeff_version": "0.9.0"}).encode()
     packed = pack(tmp_path / "newer.zip", [(n, newer if n == "manifest.json" else d) for n, d in members])
-    assert "artifact format 5 was written by edgeff 0.9.0" in refusal(open_artifact, packed)
+    assert "artifact format 6 was written by edgeff 0.9.0" in refusal(open_artifact, packed)
 
 
 # --- the listing -----------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def edited(artifact: Artifact, folder: Path, change: Callable[[dict[str, Any]], 
 
 
 BROKEN: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-    (lambda it: it.update(format_version=5), "artifact format 5 was written by"),
+    (lambda it: it.update(format_version=6), "artifact format 6 was written by"),
     (lambda it: it["blocks"][0].update(name="other"), "must be exactly|must have exactly"),
     (lambda it: it.update(blocks=[], fusion=[]), "at least one block"),
     (lambda it: it["blocks"][0]["buffers"].append({"name": "b", "shape": [1], "dtype": "float32"}), "network.b"),

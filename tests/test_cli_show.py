@@ -82,7 +82,7 @@ def test_inspect_shows_what_goes_in_what_learns_and_what_was_checked(tiny: TinyR
     for line in (
         rf"artifact +{re.escape(str(tiny.artifact))}",
         r"name +har-cnn",
-        rf"written by +edgeff {re.escape(__version__)}, artifact format 4",
+        rf"written by +edgeff {re.escape(__version__)}, artifact format 5",
         rf"manifest +sha256 {digest}",
         r"input +one row is int16 6 x 32",
         r"features +one row is float32 6 x 32",

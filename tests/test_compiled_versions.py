@@ -54,7 +54,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
         feeds = {**starting(graphs), **drawn_state(graphs, ADAMW), **rate_feeds(ADAMW, RATE, STEP)}
         feeds |= {"x": x, "y": y, "row_weight": row_weight, "seed": np.array(SEED)}
         # What `apply` takes is a run of numbers, of whichever tensor: here those of all tensors of its role.
-        for role in ("parameter", "gradient", "state.mean", "state.square"):
+        for role in ("parameter", "gradient", "state.momentum", "state.squares"):
             feeds[role] = np.concatenate([feeds[key].ravel() for key in sorted(feeds) if key.startswith(f"{role}.")])
         (folder / name).mkdir()
         np.savez(folder / name / "feeds.npz", **feeds)

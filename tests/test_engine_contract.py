@@ -208,6 +208,7 @@ def test_a_run_may_change_its_engine(small: Case, first: str, second: str) -> No
     records = _updates(begun, 20)
     for key, array in ended.network.resident().items():
         array[...] = weights(begun.settled())[key]
+    ended.network.convert_state(begun.network.engine.moments)
     records += list(ended.epoch(records[-1].position))
     assert_same_losses([dict(one.loss) for one in records], expected)
 

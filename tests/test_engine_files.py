@@ -141,8 +141,8 @@ def test_the_command_tells_that_an_artifact_was_exported_without_the_engine(plai
 
 
 def test_m57_its_manifest_keeps_the_rules_of_manifests(made: Path, tmp_path: Path) -> None:
-    broken = edited(made, tmp_path / "broken", engine=lambda it: it.update(format_version=5))
-    assert engine_refusal(broken).startswith(f"`{ENGINE_FILE}` of `{broken}`: artifact format 5 was written by")
+    broken = edited(made, tmp_path / "broken", engine=lambda it: it.update(format_version=6))
+    assert engine_refusal(broken).startswith(f"`{ENGINE_FILE}` of `{broken}`: artifact format 6 was written by")
 
 
 def test_m57_a_manifest_that_is_no_text_is_refused(made: Path, tmp_path: Path) -> None:

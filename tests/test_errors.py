@@ -95,10 +95,10 @@ def test_a_truncated_zip_is_refused(tmp_path: Path) -> None:
 
 def test_an_artifact_of_a_newer_format_is_refused(copied: Path) -> None:
     manifest = copied / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 5}))
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 6}))
     message, hint = refused(edgeff("inspect", copied))
     assert message.endswith(
-        f": artifact format 5 was written by edgeff {__version__}, this edgeff {__version__} reads format 4"
+        f": artifact format 6 was written by edgeff {__version__}, this edgeff {__version__} reads format 5"
     )
     assert hint
 

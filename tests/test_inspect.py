@@ -12,12 +12,12 @@ from edgeff.inspect import inspect_json, inspect_text
 from edgeff.manifest import GraphSpec, Moment
 from edgeff.manifest_json import from_json
 
-GOLDEN = Path(__file__).parent / "golden" / "manifest-v4.json"
+GOLDEN = Path(__file__).parent / "golden" / "manifest-v5.json"
 MANIFEST = from_json(GOLDEN.read_text(encoding="utf-8"))
 EXPECTED = """\
 artifact         demo
 name             tiny
-written by       edgeff 0.1.0, artifact format 4
+written by       edgeff 0.1.0, artifact format 5
 manifest         sha256 abababababababababababababababababababababababababababababababab
 input            one row is uint8 8 x 8
 preprocessing    affine (offset 0, scale 0.00390625); then reshape (shape [1, 8, 8])

@@ -41,7 +41,7 @@ from edgeff.manifest_rules import referenced_files, weight_specs
 from edgeff.optimizer import OPTIMIZERS, optimizer_spec, rates, slots
 
 TESTS = Path(__file__).parent
-GOLDEN = TESTS / "golden" / "manifest-v4.json"
+GOLDEN = TESTS / "golden" / "manifest-v5.json"
 SPECIFICATION = TESTS.parent / "docs" / "artifact-format.md"
 
 # --- a small consistent manifest -------------------------------------------------------------------------------------
@@ -366,8 +366,8 @@ BROKEN = [
     (
         "M21",
         ("blocks", 1, "slots"),
-        ["mean"],
-        "`blocks[1].slots` must be those of `adamw`, `mean`, `square`, got `mean`",
+        ["momentum"],
+        "`blocks[1].slots` must be those of `adamw`, `momentum`, `squares`, got `momentum`",
     ),
     ("M22", ("training", "batch_size"), 0, "`training.batch_size` must be a whole number, 1 or more, got `0`"),
     ("M22", ("training", "learning_rate"), 0, "`training.learning_rate` must be a number above 0, got `0`"),
@@ -444,9 +444,9 @@ BROKEN = [
     (
         "M26",
         (*STEP, "inputs"),
-        [name for name in STEP_INPUTS if name != "state.mean.transform.bias"],
-        f"`blocks[0].graphs.step.outputs[{STEP_OUTPUTS.index('new.state.mean.transform.bias')}]`: "
-        "`new.state.mean.transform.bias` is the new value of `state.mean.transform.bias`, "
+        [name for name in STEP_INPUTS if name != "state.momentum.transform.bias"],
+        f"`blocks[0].graphs.step.outputs[{STEP_OUTPUTS.index('new.state.momentum.transform.bias')}]`: "
+        "`new.state.momentum.transform.bias` is the new value of `state.momentum.transform.bias`, "
         "which is not an input of the graph",
     ),
     (
@@ -659,11 +659,11 @@ def test_m9_json_that_is_no_manifest_is_refused():
 
 
 def test_m10_a_newer_format_names_the_edgeff_that_wrote_it_and_says_to_upgrade():
-    root = document() | {"format_version": 5, "edgeff_version": "0.9.0", "unheard_of": 1}
+    root = document() | {"format_version": 6, "edgeff_version": "0.9.0", "unheard_of": 1}
     with pytest.raises(ArtifactError) as caught:
         from_json(json.dumps(root))
     assert str(caught.value) == (
-        f"artifact format 5 was written by edgeff 0.9.0, this edgeff {__version__} reads format 4"
+        f"artifact format 6 was written by edgeff 0.9.0, this edgeff {__version__} reads format 5"
     )
     assert caught.value.hint.startswith("upgrade edgeff here (`pip install --upgrade edgeff`)")
 
@@ -720,7 +720,7 @@ def test_m18_a_manifest_without_blocks_is_refused():
 def test_m26_a_new_value_may_stand_for_a_parameter_or_a_state_of_step_and_apply_only():
     manifest = from_json(to_json(tiny_manifest()))
     assert "new.parameter.transform.bias" in manifest.blocks[0].graphs["step"].outputs
-    assert "new.state.mean" in manifest.blocks[0].graphs["apply"].outputs
+    assert "new.state.momentum" in manifest.blocks[0].graphs["apply"].outputs
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -757,7 +757,7 @@ def test_the_golden_manifest_is_still_read():
 
 def test_format_and_version_come_first_and_a_newline_last():
     text = to_json(tiny_manifest())
-    assert text.startswith('{\n  "format": "edgeff-artifact",\n  "format_version": 4,\n  "edgeff_version": ')
+    assert text.startswith('{\n  "format": "edgeff-artifact",\n  "format_version": 5,\n  "edgeff_version": ')
     assert text.endswith("}\n")
 
 

@@ -1074,7 +1074,7 @@ WRONG_PORTS = {
     "row_weight": ({"shape": [1]}, "float32 [rows], got float32 [1]"),
     "rate.keep": ({"shape": [1]}, "float32 [], got float32 [1]"),
     "parameter.transform.weight": ({"shape": [32, 3]}, "float32 [3, 32], got float32 [32, 3]"),
-    "state.mean.transform.weight": ({"shape": [3, 2**20]}, "float32 [3, 32], got float32 [3, 1048576]"),
+    "state.momentum.transform.weight": ({"shape": [3, 2**20]}, "float32 [3, 32], got float32 [3, 1048576]"),
     "new.parameter.transform.weight": ({"dtype": "float64"}, "float32 [3, 32], got float64 [3, 32]"),
     "loss": ({"shape": ["N"]}, "float32 [], got float32 [rows]"),
     "log_probabilities": ({"shape": ["N", 4]}, "float32 [rows, 3], got float32 [rows, 4]"),

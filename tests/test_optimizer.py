@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeff.errors import ModelError
-from edgeff.optimizer import OPTIMIZERS, optimizer, optimizer_spec, rates, slots
+from edgeff.optimizer import OPTIMIZERS, moment_factors, optimizer, optimizer_spec, rates, slots
 
 STEPS = 20
 
@@ -83,9 +83,11 @@ def test_adamws_bias_corrections_are_right_in_double_precision(beta, step, rate)
     found = rates(spec, rate, step)
     with localcontext(prec=60):
         left = 1 - Decimal(beta) ** step
-        step_size, root_correction = float(Decimal(rate) / left), float(left.sqrt())
+        # Both betas are the same here.
+        moments = left / (1 - Decimal(beta))
+        step_size, epsilon = float(Decimal(rate) / moments * moments.sqrt()), float(Decimal("1e-8") * moments.sqrt())
     assert found["step_size"] == pytest.approx(step_size, rel=1e-12)
-    assert found["root_correction"] == pytest.approx(root_correction, rel=1e-12)
+    assert found["epsilon"] == pytest.approx(epsilon, rel=1e-12)
     assert found["keep"] == 1 - rate * 0.25
 
 
@@ -127,9 +129,36 @@ def test_an_update_leaves_what_it_was_given_as_it_was(kind):
 
 
 def test_only_what_is_needed_is_kept_between_updates():
-    assert slots(optimizer_spec("adamw")) == ("mean", "square")
+    assert slots(optimizer_spec("adamw")) == ("momentum", "squares")
     assert slots(optimizer_spec("sgd")) == ("velocity",)
     assert slots(optimizer_spec("sgd", momentum=0.0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen", "names"),
+    [
+        ("adamw", {"beta1": 0.5, "beta2": 0.75}, {"momentum": "exp_avg", "squares": "exp_avg_sq"}),
+        ("sgd", {"momentum": 0.8}, {"velocity": "momentum_buffer"}),
+        ("sgd", {"momentum": 0.0}, {}),
+    ],
+)
+def test_a_factor_makes_torchs_moments_of_the_state(kind, chosen, names):
+    spec = optimizer_spec(kind, **chosen)
+    weight = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    made = (
+        torch.optim.SGD([weight], 0.1, momentum=spec.settings["momentum"])
+        if kind == "sgd"
+        else (torch.optim.AdamW([weight], 0.1, betas=(spec.settings["beta1"], spec.settings["beta2"])))
+    )
+    state = {slot: np.zeros(3) for slot in slots(spec)}
+    for step in range(1, 6):
+        gradient = np.array([2.0, -3.0, 1.0]) / step
+        _, state = optimizer(spec).update(np.zeros(3), gradient, state, rates(spec, 0.1, step), spec.settings)
+        weight.grad = torch.from_numpy(gradient)
+        made.step()
+    assert set(names) == set(moment_factors(spec)) == set(slots(spec))
+    for slot, factor in moment_factors(spec).items():
+        np.testing.assert_allclose(state[slot] * factor, made.state[weight][names[slot]].numpy(), rtol=1e-12)
 
 
 def test_settings_left_out_are_those_of_torch_with_a_little_weight_decay_and_momentum():

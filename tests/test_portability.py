@@ -256,8 +256,8 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (shutil.rmtree, "cannot read `artifact/manifest.json`: it does not exist"),
     (lambda path: (path / "manifest.json").write_text("{"), "`artifact/manifest.json` is not JSON"),
     (
-        lambda path: change(path, format_version=5),
-        "`artifact/manifest.json` must be an edgeff-artifact version 4, got edgeff-artifact version 5",
+        lambda path: change(path, format_version=6),
+        "`artifact/manifest.json` must be an edgeff-artifact version 5, got edgeff-artifact version 6",
     ),
     (
         lambda path: change(path, preprocessing=[{"kind": "resize", "shape": [3]}]),

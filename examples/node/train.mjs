@@ -11,7 +11,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 const USAGE = "usage: node train.mjs ARTIFACT [--rows FILE] [--steps 20] [--batch N]";
-const FORMAT_VERSION = 4;
+const FORMAT_VERSION = 5;
 // What safetensors, the manifest and onnxruntime call a number; node has no arrays of float16.
 const DTYPES = {
   BOOL: { name: "bool", array: Uint8Array },
@@ -151,11 +151,14 @@ function preprocess(rows, steps) {
 // --- the optimiser's scalars: `edgeff/optimizer.py` in JavaScript, in double precision ---
 
 const RATES = {
-  adamw: ({ beta1, beta2, weight_decay: decay }, rate, step) => ({
-    step_size: rate / (1 - beta1 ** step),
-    root_correction: Math.sqrt(1 - beta2 ** step),
-    keep: 1 - rate * decay,
-  }),
+  adamw: ({ beta1, beta2, epsilon, weight_decay: decay }, rate, step) => {
+    const scale = Math.sqrt((1 - beta2 ** step) / (1 - beta2));
+    return {
+      step_size: (rate * scale * (1 - beta1)) / (1 - beta1 ** step),
+      epsilon: epsilon * scale,
+      keep: 1 - rate * decay,
+    };
+  },
   sgd: (_, rate) => ({ learning_rate: rate }),
 };
 

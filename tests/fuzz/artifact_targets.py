@@ -251,7 +251,7 @@ def read_zip(data: bytes, folder: Path) -> None:
 
 
 def manifest_seeds() -> list[bytes]:
-    golden = (Path(__file__).parent.parent / "golden" / "manifest-v4.json").read_bytes()
+    golden = (Path(__file__).parent.parent / "golden" / "manifest-v5.json").read_bytes()
     return [tiny_files()[MANIFEST], tiny_files(blocks=1)[MANIFEST], _small(golden)]
 
 

@@ -49,6 +49,7 @@ class NoEngine:
         """Nothing."""
 
     keeps_gradients: bool = False
+    moments: str = "sums"
     has_copies: bool = False
     provider: ProviderKind = KINDS[CPU]
     copies: Copies = field(default_factory=Copies)
