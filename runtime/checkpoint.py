@@ -359,12 +359,9 @@ def read_weights(path: Path, manifest_sha256: str) -> dict[str, Array]:
 
 
 def _fill(network: Network, path: Path) -> None:
-    """Fill what a network has in memory from a checkpoint; another engine's state is converted."""
-    moments = peek_facts(path).get("moments", "sums")
-    if moments not in get_args(Moments):
-        raise RunError(f"`{path}` is not a checkpoint of version {FORMAT_VERSION}: a part is no such thing")
+    """Fill what a network has in memory from a checkpoint that was parsed; another engine's state is converted."""
     read_tensors_into(path, network.resident())
-    network.convert_state(moments)
+    network.convert_state(_moments(peek_facts(path)))
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, moments: Moments) -> dict[str, Any]:
@@ -408,9 +405,15 @@ def _parse_checkpoint(facts: Mapping[str, Any], path: Path) -> Checkpoint:
     counts = (*dataclasses.astuple(found.position), found.best)
     maps = (found.settings, found.guard, found.rate_factors)
     sound = all(type(count) is int and count >= 0 for count in counts) and all(isinstance(m, dict) for m in maps)
+    sound = sound and _moments(facts) in get_args(Moments)
     if not sound or not all(type(factor) is float and 0 < factor <= 1 for factor in found.rate_factors.values()):
         raise RunError(f"`{path}` is not a checkpoint of version {FORMAT_VERSION}: a part is no such thing")
     return found
+
+
+def _moments(facts: Mapping[str, Any]) -> Any:
+    """Of `Moments`; what was written before there were others are sums."""
+    return facts.get("moments", "sums")
 
 
 def _check_same_artifact(manifest_sha256: str, network: Network, path: Path) -> None:

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from tiny_artifact import Tiny, initial_weights, make_rows, write_tiny
 
+from edgeff.artifact import open_artifact
 from edgeff.errors import RunError
 from edgeff.lock import is_locked
+from edgeff.optimizer import moment_factors
 from edgeff.runtime import checkpoint as checkpoint_module
-from edgeff.runtime.checkpoint import BEST, CHECKPOINT, PREVIOUS, Checkpoint, RunFolder, read_weights
+from edgeff.runtime.checkpoint import BEST, CHECKPOINT, PREVIOUS, Checkpoint, RunFolder, read_checkpoint, read_weights
 from edgeff.runtime.engine import OnnxRuntime
 from edgeff.runtime.network import open_network
 from edgeff.runtime.tensor_stream import read_all_tensors, read_facts, read_tensors_into, write_tensors
@@ -262,6 +264,45 @@ def test_a_checkpoint_of_a_later_version_is_passed_over_by_name(artifact, networ
         folder.write_checkpoint(network, mark(artifact))
     with pytest.raises(RunError, match=r"^no checkpoint in `.*run` is whole$"):
         folder.load_checkpoint(network)
+
+
+class KeepsMeans(OnnxRuntime):
+    """Stands in for onnxruntime-training, whose AdamW keeps means."""
+
+    moments = "means"
+
+
+@pytest.mark.parametrize(("written_by", "read_by"), [(OnnxRuntime, KeepsMeans), (KeepsMeans, OnnxRuntime)])
+def test_state_in_the_form_of_another_engine_is_converted_and_in_its_own_left_alone(folder, written_by, read_by):
+    artifact = open_artifact(ROOT / "zoo" / "ecg-cnn.zip")
+    names = [block.name for block in artifact.manifest.blocks]
+    network = open_network(artifact, written_by(1), trained=names)
+    for seed, array in enumerate(network.resident().values()):
+        array[...] = np.random.default_rng(seed).normal(size=array.shape)
+    folder.write_checkpoint(network, mark(artifact))
+    same, other = (open_network(artifact, engine(1), trained=names) for engine in (written_by, read_by))
+    for one in (same, other):
+        folder.load_checkpoint(one)
+    factors = moment_factors(artifact.manifest.optimizer)
+    assert factors["momentum"] == pytest.approx(0.1)
+    for name, array in network.resident().items():
+        np.testing.assert_array_equal(same.resident()[name], array)
+        factor = factors[name.split("/")[1]] if name.startswith("state/") else 1.0
+        expected = array * (factor if read_by is KeepsMeans else 1 / factor)
+        np.testing.assert_allclose(other.resident()[name], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("moments", ["medians", 3, ["sums"]])
+def test_a_checkpoint_with_state_in_an_unknown_form_is_none(artifact, network, folder, moments):
+    network.engine.moments = moments
+    try:
+        folder.write_checkpoint(network, mark(artifact))
+    finally:
+        del network.engine.moments
+    with pytest.raises(RunError, match=r"^no checkpoint in `.*run` is whole$"):
+        folder.load_checkpoint(network)
+    with pytest.raises(RunError, match=r"is not a checkpoint of version 1: a part is no such thing$"):
+        read_checkpoint(folder.path / CHECKPOINT)
 
 
 # --- the other files ---
