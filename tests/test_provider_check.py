@@ -21,6 +21,7 @@ from edgeff.manifest import TensorSpec
 from edgeff.model import LocalBlock, LocalNetwork
 from edgeff.optimizer import optimizer_spec
 from edgeff.preprocess import Preprocessing
+from edgeff.runtime import provider_check
 from edgeff.runtime.adapt import Adaptation, adaptation_request
 from edgeff.runtime.arrays import Array
 from edgeff.runtime.checkpoint import RunFolder
@@ -211,6 +212,7 @@ def test_half_precision_is_taken_even_where_a_gradient_is_nothing_but_rounding(t
         ("fused", "forward", "log_probabilities"),
         ("accumulated", "accumulate", "new.gradient.w"),
         ("accumulated", "apply", "new.parameter"),
+        ("accumulated", "apply", "new.state.velocity"),
     ],
 )
 def test_a_provider_that_computes_something_else_is_refused_by_graph_and_tensor(
@@ -270,6 +272,17 @@ def test_gradients_that_jump_with_a_rounding_are_held_against_the_cpu_by_their_n
     spoilt = wrong(file, output, lambda array: array[:4000].fill(0))
     with pytest.raises(EngineError, match=r"`new\.gradient\.transform\.0\.weight` of .* wrongly: \d\d% from the CPU's"):
         check_provider(wide, Kernels(spoil=spoilt, coarse=True), plan_of(wide, "accumulated"))
+
+
+def test_of_a_gradient_that_rounding_spoils_not_everything_is_allowed(
+    wide: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if rounding alone took half of every gradient: three times that is more than all of it.
+    monkeypatch.setattr(provider_check, "_rounded", lambda array: np.asarray(array * array.dtype.type(0.5)) if array.ndim else array)
+    file, output = "blocks/block1.accumulate.onnx", "new.gradient.transform.0.weight"
+    for change, told in ((lambda array: array.fill(0), "100"), (lambda array: np.negative(array, out=array), "200")):
+        with pytest.raises(EngineError, match=rf"wrongly: {told}% from the CPU's, allowed \d\d%$"):
+            check_provider(wide, Kernels(spoil=wrong(file, output, change)), plan_of(wide, "accumulated"))
 
 
 @pytest.mark.parametrize(("value", "told"), [(np.nan, "nan%"), (np.inf, "inf%")])
