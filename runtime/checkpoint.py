@@ -58,6 +58,7 @@ class Checkpoint:
         best: Epoch (schedule `stage`: finished blocks) after which the best weights so far were kept.
         rate_factors: By block, what its learning rate is multiplied by since its loss was not finite; those of 1 left
             out.
+        moments: How the optimiser's state stands in it: of the engine that wrote it.
     """
 
     manifest_sha256: str
@@ -66,6 +67,7 @@ class Checkpoint:
     guard: Mapping[str, Any] = field(default_factory=dict)
     best: int = 0
     rate_factors: Mapping[str, float] = field(default_factory=dict)
+    moments: Moments = "sums"
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ class RunFolder:
         """
         newest = self.path / CHECKPOINT
         with atomic_file(newest) as stream:
-            write_tensors(stream, network.resident(), _checkpoint_facts(checkpoint, network.engine.moments))
+            write_tensors(stream, network.resident(), _checkpoint_facts(checkpoint))
             disk.sync(stream)
             # Only now, with the new one safe on the disk: at every moment one of the two is whole.
             if newest.exists() and not in_place:
@@ -296,7 +298,7 @@ class RunFolder:
                 if checkpoint.position == Position(stage=stage):
                     network.reset()
                 else:
-                    _fill(network, path)
+                    _fill(network, path, checkpoint)
                 return checkpoint
         network.reset()
         return None
@@ -321,7 +323,7 @@ class RunFolder:
                 warnings.append(f"{error}; the checkpoint before it is used")
                 continue
             _check_same_artifact(checkpoint.manifest_sha256, network, path)
-            _fill(network, path)
+            _fill(network, path, checkpoint)
             return checkpoint, warnings
         if warnings or self.lacks_checkpoints():
             raise RunError(
@@ -358,19 +360,19 @@ def read_weights(path: Path, manifest_sha256: str) -> dict[str, Array]:
     return {name: array for name, array in read_all_tensors(file).items() if not name.startswith("state/")}
 
 
-def _fill(network: Network, path: Path) -> None:
-    """Fill what a network has in memory from a checkpoint that was parsed; another engine's state is converted."""
+def _fill(network: Network, path: Path, checkpoint: Checkpoint) -> None:
+    """Fill what a network has in memory from a checkpoint; another engine's state is converted."""
     read_tensors_into(path, network.resident())
-    network.convert_state(_moments(peek_facts(path)))
+    network.convert_state(checkpoint.moments)
 
 
-def _checkpoint_facts(checkpoint: Checkpoint, moments: Moments) -> dict[str, Any]:
+def _checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     position = checkpoint.position
     return {
         "format": _CHECKPOINT_FORMAT,
         "version": FORMAT_VERSION,
         "manifest_sha256": checkpoint.manifest_sha256,
-        "moments": moments,
+        "moments": checkpoint.moments,
         "position": dataclasses.asdict(position),
         "settings": dict(checkpoint.settings),
         "guard": dict(checkpoint.guard),
@@ -399,21 +401,18 @@ def _parse_checkpoint(facts: Mapping[str, Any], path: Path) -> Checkpoint:
             guard=facts["guard"],
             best=facts["best"],
             rate_factors=facts["rate_factors"],
+            # What was written before there were others are sums.
+            moments=facts.get("moments", "sums"),
         )
     except (KeyError, TypeError) as error:
         raise RunError(f"`{path}` is not a checkpoint of version {FORMAT_VERSION}: it lacks a part") from error
     counts = (*dataclasses.astuple(found.position), found.best)
     maps = (found.settings, found.guard, found.rate_factors)
     sound = all(type(count) is int and count >= 0 for count in counts) and all(isinstance(m, dict) for m in maps)
-    sound = sound and _moments(facts) in get_args(Moments)
+    sound = sound and found.moments in get_args(Moments)
     if not sound or not all(type(factor) is float and 0 < factor <= 1 for factor in found.rate_factors.values()):
         raise RunError(f"`{path}` is not a checkpoint of version {FORMAT_VERSION}: a part is no such thing")
     return found
-
-
-def _moments(facts: Mapping[str, Any]) -> Any:
-    """Of `Moments`; what was written before there were others are sums."""
-    return facts.get("moments", "sums")
 
 
 def _check_same_artifact(manifest_sha256: str, network: Network, path: Path) -> None:

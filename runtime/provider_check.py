@@ -28,9 +28,9 @@ from edgeff.runtime.plan_parts import Plan
 
 # Of the largest number of a tensor. Half precision is within; a wrong kernel is not.
 TOLERANCE = 2e-2
-# Of the norm of a gradient, and how often what rounding does to it comes on top. Measured with roundings as TF32 makes
-# them, a block's gradient is 0.5 to 4 % off, by chance; one back through 24 layers up to 50 %. Never is so much allowed
-# that zeros, or another gradient as long, would pass.
+# Of the norm of a gradient, and how often what rounding does to it comes on top. With roundings as TF32 makes them a
+# block's gradient is up to 3.5 % off, by chance, one back through 24 layers 50 % (`benchmarks/roundings.py`). Never is
+# so much allowed that zeros, or another gradient as long, would pass.
 _NORM_TOLERANCE, _ROUNDINGS, _MOST = 5e-2, 3, 0.9
 _MANTISSA_BITS = 10  # of TF32 and float16; float32 has 23
 _OF_DERIVATIVES = ("new.gradient.", "new.parameter.", "new.state.")
@@ -58,7 +58,7 @@ def check_provider(artifact: Artifact, engine: Engine, plan: Plan) -> None:
             if spec.file in seen:
                 continue
             seen.add(spec.file)
-            given = _inputs(artifact, block, memory, kind, draw)
+            given = random_inputs(artifact, block, memory, kind, draw)
             jumping = _OF_DERIVATIVES if kind != "apply" else ()
             _check_graph(engine, plain, artifact.read(spec.file), spec.file, given, jumping)
 
@@ -71,22 +71,22 @@ def _check_graph(
     Raises:
         EngineError: They differ.
     """
-    found, expected = (_run(one, model, file, given) for one in (engine, plain))
-    off = {name: part for name, part in _differences(found, expected, _largest) if not part <= TOLERANCE}
+    found, expected = (results(one, model, file, given) for one in (engine, plain))
+    off = {name: part for name, part in differences(found, expected, largest) if not part <= TOLERANCE}
     for name, part in off.items():
         if not name.startswith(jumping):
             raise _wrong(engine, file, name, part, TOLERANCE)
     if not off:
         return
-    rounded = _run(plain, model, file, {name: _rounded(array) for name, array in given.items()})
-    norms, roundings = (dict(_differences(one, expected, _norm)) for one in (found, rounded))
+    rounded = results(plain, model, file, {name: _rounded(array) for name, array in given.items()})
+    norms, roundings = (dict(differences(one, expected, norm)) for one in (found, rounded))
     for name in off:
         allowed = min(_NORM_TOLERANCE + _ROUNDINGS * roundings[name], _MOST)
         if not norms[name] <= allowed:
             raise _wrong(engine, file, name, norms[name], allowed)
 
 
-def _inputs(
+def random_inputs(
     artifact: Artifact, block: BlockSpec, memory: BlockMemory, kind: GraphKind, draw: np.random.Generator
 ) -> dict[str, Array]:
     """Arrays for every input and result that a graph of that kind may have."""
@@ -117,7 +117,7 @@ def _inputs(
     return found
 
 
-def _run(engine: Engine, model: bytes, name: str, given: Mapping[str, Array]) -> dict[str, Array]:
+def results(engine: Engine, model: bytes, name: str, given: Mapping[str, Array]) -> dict[str, Array]:
     """Every result of a graph, in arrays of its own."""
     arrays = {key: array.copy() for key, array in given.items()}
     memory = engine.memory()
@@ -130,7 +130,7 @@ def _run(engine: Engine, model: bytes, name: str, given: Mapping[str, Array]) ->
     return found
 
 
-def _differences(
+def differences(
     found: Mapping[str, Array], expected: Mapping[str, Array], size: Callable[[Array], float]
 ) -> Iterator[tuple[str, float]]:
     """Of every result, relative to its size, or to a part of the greatest size of those of its role.
@@ -146,11 +146,12 @@ def _differences(
         yield name, difference / max(sizes[name], _OF_ROLE * of_role[_role(name)], 1e-6)
 
 
-def _largest(array: Array) -> float:
+def largest(array: Array) -> float:
+    """The largest number, whatever its sign."""
     return float(np.abs(array).max(initial=0.0))
 
 
-def _norm(array: Array) -> float:
+def norm(array: Array) -> float:
     """The root of the sum of squares."""
     return float(np.linalg.norm(array.astype(np.float64)))
 

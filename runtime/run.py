@@ -243,6 +243,7 @@ class Run:
             guard={"history": [_without_times(evaluation) for evaluation in self._history]},
             best=self._best(self._judged),
             rate_factors=self._rate_factors,
+            moments=network.engine.moments,
         )
         before = disk.written_bytes()
         self._run.folder.write_checkpoint(network, checkpoint, in_place=in_place)

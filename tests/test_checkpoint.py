@@ -279,7 +279,7 @@ def test_state_in_the_form_of_another_engine_is_converted_and_in_its_own_left_al
     network = open_network(artifact, written_by(1), trained=names)
     for seed, array in enumerate(network.resident().values()):
         array[...] = np.random.default_rng(seed).normal(size=array.shape)
-    folder.write_checkpoint(network, mark(artifact))
+    folder.write_checkpoint(network, mark(artifact, moments=network.engine.moments))
     same, other = (open_network(artifact, engine(1), trained=names) for engine in (written_by, read_by))
     for one in (same, other):
         folder.load_checkpoint(one)
@@ -294,11 +294,7 @@ def test_state_in_the_form_of_another_engine_is_converted_and_in_its_own_left_al
 
 @pytest.mark.parametrize("moments", ["medians", 3, ["sums"]])
 def test_a_checkpoint_with_state_in_an_unknown_form_is_none(artifact, network, folder, moments):
-    network.engine.moments = moments
-    try:
-        folder.write_checkpoint(network, mark(artifact))
-    finally:
-        del network.engine.moments
+    folder.write_checkpoint(network, mark(artifact, moments=moments))
     with pytest.raises(RunError, match=r"^no checkpoint in `.*run` is whole$"):
         folder.load_checkpoint(network)
     with pytest.raises(RunError, match=r"is not a checkpoint of version 1: a part is no such thing$"):
